@@ -1,0 +1,17 @@
+//! All that crosses a process border of nacre, and nothing else.
+//!
+//! | border | module | form |
+//! |---|---|---|
+//! | owner (shim) -> `nacre-vmm` | [`vm`], [`control`] | JSON messages with descriptors on a `SOCK_SEQPACKET` socket |
+//! | shim <-> agent | [`rpc`] (feature `rpc`) | ttrpc on vsock port [`ports::CONTROL_PORT`] |
+//! | shim <-> a process's stdio | [`stream`] | raw bytes on vsock port [`ports::STREAM_PORT`] |
+//!
+//! Both sides of each border share this vocabulary and no code. `docs/protocol.md` draws the sequences.
+
+pub mod control;
+pub mod id;
+pub mod ports;
+#[cfg(feature = "rpc")]
+pub mod rpc;
+pub mod stream;
+pub mod vm;

@@ -1,0 +1,3 @@
+//! The virtual machine monitor.
+
+pub mod virtio;
