@@ -33,6 +33,8 @@ pub struct VmConfig {
     pub vcpus: u8,
     /// Guest memory in MiB, [`MIN_MEMORY_MIB`] to [`MAX_MEMORY_MIB`].
     pub memory_mib: u32,
+    /// `/dev/kvm`, open for reading and writing.
+    pub kvm: FdIndex,
     /// Uncompressed ELF kernel with a PVH note.
     pub kernel: FdIndex,
     /// Initial ramdisk, newc cpio with the agent as `/init`.
