@@ -1,0 +1,175 @@
+//! Containers: what the base of the agent asks for, and what it gets.
+//!
+//! This module owns namespaces, cgroup, root file system, devices, capabilities, seccomp, users and the re-executed
+//! child (`nacre-agent init`, `nacre-agent exec`). It does not own the process table, exit statuses, standard
+//! streams or RPC: those are [`crate::process`], [`crate::stream`] and [`crate::service`].
+//!
+//! ```text
+//! service -> create()       child made, set up, waits before exec     (blocking; runs on a blocking thread)
+//!         -> Starter::start child told to exec; Ok, or why exec failed (blocking)
+//!         -> create_exec()  the same for a further process
+//!         -> Container::remove  mounts and cgroup taken down, all processes have ended
+//! ```
+//!
+//! Rules between the two sides:
+//!
+//! - Every function here may block and is called on a blocking thread, never on the runtime's own. Several may
+//!   run at once, for different containers.
+//! - PID 1 reaps every process, so nothing here waits for a pid. A child that the agent forks is made inside
+//!   [`Children::spawn`], which registers it before the reaper can see it end. Its exit arrives at
+//!   [`Child`]; a blocking wait without reaping is [`Child::wait_ended`].
+//! - The child is `Guest::agent_exe` executed at once (clone3 or posix_spawn, close-on-exec descriptors, a
+//!   socket pair for its orders); no allocation or lock between fork and exec, since other threads run.
+//!   The child's exit signal is SIGCHLD (waitpid(2) without `__WALL` sees no other).
+//! - Paths come from [`Guest`], so that tests can use a scratch directory.
+//! - On an error everything that was made is undone before the call returns.
+
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nacre_protocol::id::ContainerId;
+
+use crate::process::{Child, Children};
+
+/// The guest as this module sees it: made once at boot.
+#[derive(Debug, Clone)]
+pub struct Guest {
+    /// The agent's own binary on a read-only mount (C02): `/init` in the guest. Executed as
+    /// `nacre-agent init` or `nacre-agent exec`; never `/proc/self/exe`, which for PID 1 is on a writable mount.
+    pub agent_exe: PathBuf,
+    /// cgroup v2 root, all controllers enabled for its children. A container's cgroup is `nacre/<id>` under it.
+    pub cgroup_root: PathBuf,
+    /// tmpfs of mode 0700 for root file systems and mount points: `<state_dir>/<container id>/`.
+    pub state_dir: PathBuf,
+    /// Where the virtio-fs share is mounted.
+    pub shares_dir: PathBuf,
+    /// Every direct child of the agent.
+    pub children: Arc<Children>,
+}
+
+/// What a container is made of.
+#[derive(Debug)]
+pub struct CreateInput {
+    /// Names its cgroup and its directory under `state_dir`.
+    pub id: ContainerId,
+    /// OCI config.json as it came from the host; hostile in no way, but checked and bounded.
+    pub spec_json: Vec<u8>,
+    /// Where `/` comes from.
+    pub rootfs: RootfsSource,
+    /// Standard streams of its init.
+    pub stdio: ChildStdio,
+}
+
+/// A further process in a container.
+#[derive(Debug)]
+pub struct ExecInput {
+    /// OCI process object as JSON.
+    pub process_json: Vec<u8>,
+    /// Its standard streams.
+    pub stdio: ChildStdio,
+}
+
+/// Standard streams that a child gets.
+#[derive(Debug)]
+pub enum ChildStdio {
+    /// Three descriptors, for numbers 0, 1 and 2: pipes or /dev/null. They are blocking descriptors; the
+    /// parent's copies are closed before the create call returns.
+    Files {
+        /// Number 0.
+        stdin: OwnedFd,
+        /// Number 1.
+        stdout: OwnedFd,
+        /// Number 2.
+        stderr: OwnedFd,
+    },
+    /// A pseudo terminal made by the child from the container's own `/dev/pts`, of this size; its master comes
+    /// back in [`CreatedProcess::terminal`].
+    Terminal {
+        /// Width; 0 where unknown.
+        columns: u16,
+        /// Height; 0 where unknown.
+        rows: u16,
+    },
+}
+
+/// Where a container's root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootfsSource {
+    /// EROFS blobs on one virtio-blk device, bottom layer first, under a tmpfs upper directory.
+    Layered {
+        /// virtio-blk serial.
+        disk_id: String,
+        /// Partitions to make, in bytes.
+        layers: Vec<LayerExtent>,
+        /// Size limit of the tmpfs; 0: the kernel's default (half of the memory).
+        upper_limit_bytes: u64,
+    },
+    /// `<shares_dir>/<name>`; `name` is one path component.
+    Shared {
+        /// The component.
+        name: String,
+    },
+}
+
+/// One layer's place on its disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerExtent {
+    /// Multiple of 512.
+    pub offset_bytes: u64,
+    /// Multiple of 512, not 0.
+    pub length_bytes: u64,
+}
+
+/// A process that is set up and waits before exec.
+#[derive(Debug)]
+pub struct CreatedProcess {
+    /// The process that will exec the program: pid, pidfd and exit status.
+    pub child: Child,
+    /// Lets it go on.
+    pub starter: Starter,
+    /// Master of its pseudo terminal, where it was asked for.
+    pub terminal: Option<OwnedFd>,
+}
+
+/// Result of creating a container.
+#[derive(Debug)]
+pub struct CreatedContainer {
+    /// Its init.
+    pub init: CreatedProcess,
+    /// Everything else about it: shared with calls that run on blocking threads.
+    pub container: Arc<Container>,
+    /// Microseconds that mounting the root file system took.
+    pub rootfs_us: u64,
+    /// Microseconds of the whole call.
+    pub create_us: u64,
+}
+
+// The functions and types that the base calls, in the files of their nouns and verbs:
+//
+// create.rs   pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, CreateError>
+// exec.rs     pub fn create_exec(guest: &Guest, container: &Container, input: ExecInput) -> Result<CreatedProcess, CreateError>
+// start.rs    impl Starter { pub fn start(self) -> Result<(), ExecError> }      (#[derive(Debug)], Send)
+//             dropping a Starter makes the child exit.
+//             enum ExecError { NotFound { program }, NotExecutable { program, .. }, Failed { .. } }
+//             ExecError::exit_status() -> u32: 127, 126, 126; Display as runc says it:
+//             exec: "foo": executable file not found in $PATH
+// container   impl Container (#[derive(Debug)], Send + Sync) {
+//                 pub fn cgroup(&self) -> &Cgroup
+//                 pub fn remove(&self) -> Result<(), RemoveError>  // idempotent; kills what is left in the cgroup
+//             }
+// cgroup/     impl Cgroup {
+//                 pub fn stats(&self) -> Result<nacre_protocol::rpc::agent::StatsReply, CgroupError>
+//                 pub fn freeze(&self), thaw(&self) -> Result<(), CgroupError>   // wait (bounded) for cgroup.events
+//                 pub fn update(&self, resources_json: &[u8]) -> Result<(), CgroupError>
+//                 pub fn kill_all(&self) -> Result<(), CgroupError>              // cgroup.kill
+//                 pub fn signal_all(&self, signal: rustix::process::Signal) -> Result<(), CgroupError>
+//                 pub fn pids(&self) -> Result<Vec<u32>, CgroupError>            // bounded, sub-cgroups included
+//                 pub fn oom_kills(&self) -> Result<u64, CgroupError>            // memory.events oom_kill (hierarchical)
+//                 pub fn memory_events(&self) -> Result<std::fs::File, CgroupError>  // open, for POLLPRI
+//             }
+// CreateError, CgroupError, RemoveError: thiserror enums. CreateError::Exec(ExecError) where the program is found
+// wanting at create; every variant that the request is to blame for answers true to
+// `is_invalid(&self) -> bool` (CreateError, CgroupError), which the base maps to INVALID_ARGUMENT, all else to INTERNAL.
+// child.rs    pub fn init_main() -> ExitCode-like `i32`, pub fn exec_main() -> i32: called by main for argv[1]
+//             `init` and `exec`, before any runtime exists.
