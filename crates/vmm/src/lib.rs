@@ -1,3 +1,4 @@
 //! The virtual machine monitor.
 
+pub mod jail;
 pub mod virtio;

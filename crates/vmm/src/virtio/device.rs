@@ -4,7 +4,7 @@
 //! guest before [`VirtioDevice::activate`], and nothing after [`VirtioDevice::reset`] returned.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use virtio_queue::Queue;
 use vm_memory::GuestMemoryMmap;
@@ -72,13 +72,63 @@ pub struct Interrupt(pub(crate) Arc<InterruptState>);
 
 pub(crate) struct InterruptState {
     /// InterruptStatus register (virtio 1.2, section 4.2.2).
-    pub(crate) status: std::sync::atomic::AtomicU32,
+    pub(crate) status: AtomicU32,
     /// irqfd of the slot's line.
     pub(crate) line: EventFd,
     /// The transport reads it as DEVICE_NEEDS_RESET in the status register.
     pub(crate) needs_reset: AtomicBool,
+    /// ConfigGeneration register.
+    pub(crate) config_generation: AtomicU32,
     /// Guest mistakes that devices refused, over the whole VM.
     pub(crate) device_errors: Arc<AtomicU64>,
+}
+
+/// InterruptStatus bit: the device used a buffer.
+pub(crate) const INT_VRING: u32 = 1 << 0;
+/// InterruptStatus bit: the device's configuration changed.
+pub(crate) const INT_CONFIG: u32 = 1 << 1;
+
+impl Interrupt {
+    /// Interrupts on `line`; mistakes are counted in `device_errors`.
+    pub fn new(line: EventFd, device_errors: Arc<AtomicU64>) -> Self {
+        Self(Arc::new(InterruptState {
+            status: AtomicU32::new(0),
+            line,
+            needs_reset: AtomicBool::new(false),
+            config_generation: AtomicU32::new(0),
+            device_errors,
+        }))
+    }
+
+    /// Tells the driver that used buffers wait for it.
+    pub fn used_buffers(&self) {
+        self.raise(INT_VRING);
+    }
+
+    /// Tells the driver that the configuration space has changed; call it after the change.
+    pub fn config_changed(&self) {
+        self.0.config_generation.fetch_add(1, Ordering::AcqRel);
+        self.raise(INT_CONFIG);
+    }
+
+    /// The driver broke the protocol so that a queue cannot go on (virtio 1.2, section 2.1.2): counts the mistake,
+    /// latches DEVICE_NEEDS_RESET and tells the driver. The device then leaves its queues alone until a reset.
+    pub fn needs_reset(&self) {
+        self.count_error();
+        self.0.needs_reset.store(true, Ordering::Release);
+        self.raise(INT_CONFIG);
+    }
+
+    /// Counts a mistake of the driver that cost only the request it was in.
+    pub fn count_error(&self) {
+        self.0.device_errors.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn raise(&self, bits: u32) {
+        self.0.status.fetch_or(bits, Ordering::AcqRel);
+        // The counter of an eventfd is full only where an interrupt is long pending: nothing is lost then.
+        let _ = self.0.line.write(1);
+    }
 }
 
 /// A device that could not start.
