@@ -5,6 +5,7 @@
 //! | owner (shim) -> `nacre-vmm` | [`vm`], [`control`] | JSON messages with descriptors on a `SOCK_SEQPACKET` socket |
 //! | shim <-> agent | [`rpc`] (feature `rpc`) | ttrpc on vsock port [`ports::CONTROL_PORT`] |
 //! | shim <-> a process's stdio | [`stream`] | raw bytes on vsock port [`ports::STREAM_PORT`] |
+//! | `nacre` -> shim | [`task`] | containerd Task API, with options and two files of our own |
 //!
 //! Both sides of each border share this vocabulary and no code. `docs/protocol.md` draws the sequences.
 
@@ -14,4 +15,5 @@ pub mod ports;
 #[cfg(feature = "rpc")]
 pub mod rpc;
 pub mod stream;
+pub mod task;
 pub mod vm;

@@ -1,0 +1,64 @@
+//! What `nacre` and the shim say to each other beyond containerd's Task API: the options of a Create request and
+//! two files in the bundle. All of it is JSON.
+
+use serde::{Deserialize, Serialize};
+
+/// `type_url` of the `options` in a CreateTaskRequest whose value is [`TaskOptions`] as JSON. Other options
+/// (containerd's runc options, say) are ignored.
+pub const OPTIONS_TYPE_URL: &str = "types.nacre.dev/TaskOptions";
+
+/// Scheme of a stdout or stderr URI whose file gets one [`LogLine`] as JSON a line, the form of Docker's
+/// json-file log driver. Both streams of a container may name the same file.
+pub const LOG_SCHEME: &str = "json-file";
+
+/// File in the bundle with an [`ExitRecord`], written when the container has ended.
+pub const EXIT_FILE: &str = "exit.json";
+
+/// File in the bundle with the milliseconds of each phase of the container's life.
+pub const PHASES_FILE: &str = "phases.json";
+
+/// Options of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TaskOptions {
+    /// What the shim does when the container has ended.
+    #[serde(default)]
+    pub on_exit: OnExit,
+}
+
+/// What a shim does by itself when its container has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OnExit {
+    /// Waits for Delete and Shutdown, as containerd expects.
+    #[default]
+    Wait,
+    /// Takes everything down but the bundle, and ends; [`EXIT_FILE`] has the status.
+    Shutdown,
+    /// The same, and removes the bundle directory.
+    Remove,
+}
+
+/// How a container ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Exit status; 128 + n for a process that signal n ended.
+    pub exit_status: u32,
+    /// Nanoseconds since the epoch.
+    pub exited_at_ns: i64,
+    /// The memory limit ended it.
+    pub oom_killed: bool,
+    /// Why the sandbox ended, where not because its process did: a dead VM, a guest kernel panic.
+    pub failure: Option<String>,
+}
+
+/// One line of a log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLine {
+    /// The text, with its newline where it had one.
+    pub log: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// RFC 3339, nanoseconds, UTC.
+    pub time: String,
+}
