@@ -7,6 +7,7 @@
 //! | [`required`] | the symbols that a feature of nacre stands on, each with its reason |
 //! | [`recipe`] | the inputs of a build, and the cache key that they make |
 //! | [`kernel`] | the build itself: source package to `vmlinux`, in a cache outside the source tree |
+//! | [`cpio`] | the archive format of an initramfs |
 //! | [`cache`] | where that cache is |
 //!
 //! ```text
@@ -18,6 +19,7 @@
 
 pub mod cache;
 pub mod config;
+pub mod cpio;
 pub mod fragments;
 pub mod kernel;
 pub mod recipe;
