@@ -1,0 +1,188 @@
+//! From an OCI configuration and the mounts of a root file system to what a VM needs: a pure function.
+//!
+//! Nothing is opened here. What the configuration asks for and a guest cannot have is an error that names it;
+//! what only has meaning on the host (labels of its security modules, paths of its cgroups) is taken out of
+//! the document that the guest gets. The rest of the document crosses as it is, unknown fields included.
+//!
+//! [`mounts`] sorts bind mounts into shares, [`rootfs`] the root's mounts into a disk or a directory,
+//! [`annotations`] holds the short list of annotations that mean anything to us (B5).
+
+pub mod annotations;
+pub mod cgroup;
+pub mod mounts;
+pub mod resources;
+pub mod rootfs;
+mod spec;
+
+use std::path::{Path, PathBuf};
+
+use nacre_protocol::vm::KernelLog;
+use serde_json::Value;
+
+pub use cgroup::CgroupPlan;
+pub use mounts::Share;
+pub use resources::HostLimits;
+pub use rootfs::{Mount, RootfsPlan};
+
+use crate::config::VmSettings;
+
+/// Longest OCI configuration in bytes: it crosses to the agent in one message of at most 4 MiB.
+pub const MAX_SPEC_BYTES: usize = 3 << 20;
+
+/// What a plan is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Inputs<'a> {
+    /// The bundle's directory.
+    pub bundle: &'a Path,
+    /// Its `config.json`.
+    pub spec_json: &'a [u8],
+    /// Mounts that make the root file system; none: the configuration's `root.path`.
+    pub rootfs: &'a [Mount],
+    /// Size of VMs on this host.
+    pub settings: &'a VmSettings,
+    /// What the host has.
+    pub host: HostLimits,
+}
+
+/// A VM and a container in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// How much the guest kernel prints.
+    pub kernel_log: KernelLog,
+    /// Where the root file system comes from.
+    pub rootfs: RootfsPlan,
+    /// Host files and directories that the guest sees, the root directory (if it is one) first.
+    pub shares: Vec<Share>,
+    /// The configuration as the agent gets it.
+    pub spec_json: Vec<u8>,
+    /// Where the sandbox's processes go on the host.
+    pub cgroup: CgroupPlan,
+    /// Host name of the guest.
+    pub hostname: String,
+    /// Size of the terminal, columns and rows, where the configuration has one.
+    pub console_size: Option<(u32, u32)>,
+    /// Preference of the host's OOM killer for the sandbox's processes.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// A configuration that cannot become a VM.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The document is too long.
+    #[error("config.json has {0} bytes, at most {MAX_SPEC_BYTES} are allowed")]
+    TooLong(usize),
+    /// The document is not an OCI configuration.
+    #[error("config.json is not a valid OCI runtime configuration")]
+    Parse(#[source] serde_json::Error),
+    /// An annotation of ours that does not exist or has a bad value.
+    #[error(transparent)]
+    Annotation(#[from] annotations::AnnotationError),
+    /// A mount that a guest cannot have.
+    #[error(transparent)]
+    Mount(#[from] mounts::MountError),
+    /// Root mounts that make no root file system.
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::RootfsError),
+    /// A limit that the host cannot give.
+    #[error(transparent)]
+    Resources(#[from] resources::ResourceError),
+    /// A cgroup path that leads elsewhere.
+    #[error(transparent)]
+    Cgroup(#[from] cgroup::CgroupPathError),
+    /// A namespace of the host.
+    #[error("joining the {kind} namespace {path} is not supported")]
+    JoinNamespace {
+        /// Type of the namespace.
+        kind: String,
+        /// Where it is.
+        path: String,
+    },
+    /// Hooks that would run on the host.
+    #[error("{0} hooks are not supported")]
+    Hooks(&'static str),
+    /// No process to run.
+    #[error("config.json has no process")]
+    NoProcess,
+}
+
+/// Makes the plan.
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
+    if inputs.spec_json.len() > MAX_SPEC_BYTES {
+        return Err(PlanError::TooLong(inputs.spec_json.len()));
+    }
+    let mut document: Value = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
+    let spec: spec::Spec = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
+    refuse_what_is_of_the_host(&spec)?;
+
+    let options = annotations::parse(&spec.annotations)?;
+    let size = resources::size(&spec.linux.resources, inputs.settings, inputs.host)?;
+    let mut shares = Vec::new();
+    let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, &mut shares)?;
+    mounts::share_binds(&mut document, inputs.bundle, &mut shares)?;
+    strip_host_labels(&mut document);
+
+    let process = spec.process.ok_or(PlanError::NoProcess)?;
+    Ok(Plan {
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        kernel_log: options.kernel_log,
+        rootfs,
+        cgroup: cgroup::plan(&spec.linux, inputs.settings, &size, !shares.is_empty())?,
+        shares,
+        spec_json: serde_json::to_vec(&document).map_err(PlanError::Parse)?,
+        hostname: if spec.hostname.is_empty() { "nacre".to_owned() } else { spec.hostname },
+        console_size: process.console_size.map(|size| (size.width, size.height)),
+        oom_score_adj: process.oom_score_adj,
+    })
+}
+
+fn refuse_what_is_of_the_host(spec: &spec::Spec) -> Result<(), PlanError> {
+    for namespace in &spec.linux.namespaces {
+        if !namespace.path.is_empty() {
+            return Err(PlanError::JoinNamespace {
+                kind: crate::text::harmless(&namespace.kind, 32),
+                path: crate::text::harmless(&namespace.path, 256),
+            });
+        }
+    }
+    let on_the_host = [
+        ("prestart", &spec.hooks.prestart),
+        ("createRuntime", &spec.hooks.create_runtime),
+        ("poststart", &spec.hooks.poststart),
+        ("poststop", &spec.hooks.poststop),
+    ];
+    match on_the_host.into_iter().find(|(_, hooks)| !hooks.is_empty()) {
+        Some((name, _)) => Err(PlanError::Hooks(name)),
+        None => Ok(()),
+    }
+}
+
+/// Takes out what names a thing of the host's: profiles of its security modules, its cgroups.
+fn strip_host_labels(document: &mut Value) {
+    let of_the_host: [(&str, &[&str]); 2] = [
+        ("process", &["apparmorProfile", "selinuxLabel"]),
+        ("linux", &["mountLabel", "cgroupsPath", "intelRdt"]),
+    ];
+    for (section, keys) in of_the_host {
+        if let Some(object) = document.get_mut(section).and_then(Value::as_object_mut) {
+            for key in keys {
+                object.remove(*key);
+            }
+        }
+    }
+}
+
+/// A path of the configuration: absolute, or relative to the bundle.
+fn in_bundle(bundle: &Path, path: &str) -> PathBuf {
+    bundle.join(path)
+}
+
+#[cfg(test)]
+mod tests;

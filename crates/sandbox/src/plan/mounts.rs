@@ -1,0 +1,166 @@
+//! Mounts of the configuration: what a guest makes itself, and what the host shares with it.
+//!
+//! A bind mount becomes a [`Share`], and its source the path where the guest sees it. File systems that the
+//! guest's kernel makes by itself (proc, tmpfs ...) stay as they are. Everything else, a mount of a host's
+//! device say, is refused.
+
+use std::path::{Path, PathBuf};
+
+use nacre_protocol::fs::MAX_SHARES;
+use nacre_protocol::ports::SHARES_DIR;
+use serde_json::Value;
+
+use super::in_bundle;
+use crate::text::harmless;
+
+/// Types that the guest's kernel makes without anything of the host.
+const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
+
+/// Trees of the host's kernel. A guest has its own; a file server that passes the host's on would be a hole.
+const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// The one directory below a kernel tree that holds ordinary files.
+const SHARED_MEMORY: &str = "/dev/shm";
+
+/// A host file or directory that the guest sees.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Entry in the share's root.
+    pub name: String,
+    /// Path on the host.
+    pub source: PathBuf,
+    /// Writes are refused on the host's side.
+    pub read_only: bool,
+}
+
+/// A mount that a guest cannot have.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MountError {
+    /// `mounts` has something else than mounts in it.
+    #[error("mounts[{0}] of config.json is not a mount")]
+    NotAMount(usize),
+    /// A type that needs a device or a server of the host.
+    #[error("mount of type {kind} on {destination} is not supported")]
+    Type {
+        /// The type.
+        kind: String,
+        /// Where it should go.
+        destination: String,
+    },
+    /// A bind mount of the host's kernel file systems.
+    #[error("{path} belongs to the host's kernel and is not shared with a guest")]
+    KernelTree {
+        /// The source.
+        path: String,
+    },
+    /// More than the file server takes.
+    #[error("{0} host files and directories are shared, at most {MAX_SHARES} are possible")]
+    TooMany(usize),
+}
+
+/// Makes a share of each bind mount and rewrites its source to the path in the guest.
+pub(super) fn share_binds(
+    document: &mut Value,
+    bundle: &Path,
+    shares: &mut Vec<Share>,
+) -> Result<(), MountError> {
+    let Some(mounts) = document.get_mut("mounts").and_then(Value::as_array_mut) else { return Ok(()) };
+    for (index, mount) in mounts.iter_mut().enumerate() {
+        let mount = mount.as_object_mut().ok_or(MountError::NotAMount(index))?;
+        let text = |key: &str| mount.get(key).and_then(Value::as_str).unwrap_or_default();
+        let kind = text("type").to_owned();
+        let options = mount.get("options").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let has = |word: &str| options.iter().any(|option| option == word);
+        if kind != "bind" && !has("bind") && !has("rbind") {
+            if GUEST_TYPES.contains(&kind.as_str()) {
+                continue;
+            }
+            let destination = harmless(text("destination"), 256);
+            return Err(MountError::Type { kind: harmless(&kind, 32), destination });
+        }
+        let source = in_bundle(bundle, text("source"));
+        refuse_kernel_trees(&source)?;
+        let read_only =
+            options.iter().rfind(|option| *option == "ro" || *option == "rw").is_some_and(|o| o == "ro");
+        let name = format!("m{index}");
+        mount.insert("source".to_owned(), Value::String(format!("{SHARES_DIR}/{name}")));
+        shares.push(Share { name, source, read_only });
+    }
+    if shares.len() > MAX_SHARES {
+        return Err(MountError::TooMany(shares.len()));
+    }
+    Ok(())
+}
+
+fn refuse_kernel_trees(source: &Path) -> Result<(), MountError> {
+    let of_kernel = KERNEL_TREES.iter().any(|tree| source.starts_with(tree));
+    if of_kernel && !source.starts_with(SHARED_MEMORY) {
+        return Err(MountError::KernelTree { path: harmless(&source.to_string_lossy(), 256) });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn share(mounts: Value) -> Result<(Vec<Share>, Value), MountError> {
+        let mut document = json!({ "mounts": mounts });
+        let mut shares = Vec::new();
+        share_binds(&mut document, Path::new("/bundle"), &mut shares)?;
+        Ok((shares, document["mounts"].take()))
+    }
+
+    #[test]
+    fn bind_mount_becomes_a_share_that_the_guest_path_names() {
+        let mount = json!({"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]});
+        let (shares, mounts) = share(json!([mount])).unwrap();
+        assert_eq!(shares, [Share { name: "m0".into(), source: "/srv/data".into(), read_only: true }]);
+        assert_eq!(mounts[0]["source"], "/run/nacre/shares/m0");
+        assert_eq!(mounts[0]["destination"], "/data");
+    }
+
+    #[test]
+    fn bind_option_without_a_type_is_a_bind_mount() {
+        let (shares, _) =
+            share(json!([{"destination": "/a", "source": "/a", "options": ["rbind", "ro", "rw"]}])).unwrap();
+        assert!(!shares[0].read_only);
+    }
+
+    #[test]
+    fn relative_source_is_below_the_bundle() {
+        let (shares, _) =
+            share(json!([{"destination": "/a", "type": "bind", "source": "etc/hosts"}])).unwrap();
+        assert_eq!(shares[0].source, Path::new("/bundle/etc/hosts"));
+    }
+
+    #[test]
+    fn guest_file_systems_stay_untouched() {
+        let mounts = json!([{"destination": "/proc", "type": "proc", "source": "proc"},
+                            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=64m"]}]);
+        let (shares, after) = share(mounts.clone()).unwrap();
+        assert_eq!((shares, after), (vec![], mounts));
+    }
+
+    #[test]
+    fn mount_of_a_host_device_is_refused_by_type() {
+        let error = share(json!([{"destination": "/x", "type": "ext4", "source": "/dev/sda1"}])).unwrap_err();
+        assert_eq!(error.to_string(), "mount of type ext4 on /x is not supported");
+    }
+
+    #[test]
+    fn kernel_trees_of_the_host_are_refused() {
+        for source in ["/proc", "/proc/1/root", "/sys/fs/cgroup", "/dev/sda"] {
+            let result = share(json!([{"destination": "/x", "type": "bind", "source": source}]));
+            assert!(matches!(result, Err(MountError::KernelTree { .. })), "{source}");
+        }
+        assert!(share(json!([{"destination": "/x", "type": "bind", "source": "/dev/shm/x"}])).is_ok());
+    }
+
+    #[test]
+    fn more_shares_than_one_message_carries_are_refused() {
+        let mount = json!({"destination": "/x", "type": "bind", "source": "/x"});
+        assert!(matches!(share(Value::Array(vec![mount; MAX_SHARES + 1])), Err(MountError::TooMany(_))));
+    }
+}

@@ -1,0 +1,246 @@
+//! Mounts that make a root file system: EROFS blobs for a disk, or a directory of the host.
+//!
+//! | mounts | the guest gets |
+//! |---|---|
+//! | `erofs` ... (bottom first), and at most one `tmpfs` or `overlay` with a `size=` | the blobs on one read-only disk, overlaid |
+//! | `overlay`, `bind` ... | the host mounts them on the bundle's root directory and shares that |
+//! | none | the configuration's `root.path` is shared |
+
+use std::path::{Path, PathBuf};
+
+use super::mounts::Share;
+use super::spec::Root;
+use crate::text::harmless;
+
+/// Most layers of an image: overlayfs's own limit of lower directories.
+pub const MAX_LAYERS: usize = 500;
+
+/// Name of the root directory's share.
+pub const ROOTFS_SHARE: &str = "rootfs";
+
+/// A mount as containerd describes it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Mount {
+    /// File system type.
+    pub kind: String,
+    /// Device, file or directory.
+    pub source: String,
+    /// Below the root directory; empty: the root itself.
+    pub target: String,
+    /// Options as mount(8) has them.
+    pub options: Vec<String>,
+}
+
+/// Where a root file system comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RootfsPlan {
+    /// EROFS blobs, bottom first.
+    Layers {
+        /// The files.
+        blobs: Vec<PathBuf>,
+        /// Bytes that the writable layer may hold; 0: the agent's default.
+        upper_limit_bytes: u64,
+    },
+    /// The share [`ROOTFS_SHARE`].
+    Directory {
+        /// The directory on the host.
+        path: PathBuf,
+        /// What is mounted there before.
+        mounts: Vec<Mount>,
+    },
+}
+
+/// Mounts that make no root file system.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RootfsError {
+    /// A type that is not known here.
+    #[error("root file system of mount type {0} is not supported")]
+    Type(String),
+    /// EROFS blobs mixed with others, or in the wrong order.
+    #[error("root mount {0} does not fit: EROFS layers come first, then at most one overlay or tmpfs")]
+    Order(usize),
+    /// More than overlayfs takes.
+    #[error("root file system has {0} layers, at most {MAX_LAYERS} are possible")]
+    TooManyLayers(usize),
+    /// A size that is none.
+    #[error("option {0:?} of the writable layer is no size")]
+    Size(String),
+    /// A mount without a path.
+    #[error("root mount {0} has no absolute source")]
+    Source(usize),
+    /// A mount that is not on the root itself.
+    #[error("root mount {0} has the target {1:?}, which is not supported")]
+    Target(usize, String),
+    /// There is neither a mount nor a path.
+    #[error("config.json has no root.path, and no root mounts were given")]
+    NoRoot,
+}
+
+/// Sorts the mounts; a directory becomes a share.
+pub(super) fn sort(
+    mounts: &[Mount],
+    root: &Root,
+    bundle: &Path,
+    shares: &mut Vec<Share>,
+) -> Result<RootfsPlan, RootfsError> {
+    if mounts.first().is_some_and(|mount| mount.kind == "erofs") {
+        return layers(mounts);
+    }
+    if let Some((index, mount)) = mounts.iter().enumerate().find(|(_, mount)| !mount.target.is_empty()) {
+        return Err(RootfsError::Target(index, harmless(&mount.target, 256)));
+    }
+    let path = match (mounts.is_empty(), root.path.is_empty()) {
+        (true, true) => return Err(RootfsError::NoRoot),
+        (true, false) => bundle.join(&root.path),
+        (false, _) => bundle.join(ROOTFS_SHARE),
+    };
+    for mount in mounts {
+        if !matches!(mount.kind.as_str(), "overlay" | "bind") {
+            return Err(RootfsError::Type(harmless(&mount.kind, 32)));
+        }
+    }
+    let read_only =
+        root.readonly || mounts.last().is_some_and(|mount| mount.options.iter().any(|o| o == "ro"));
+    shares.insert(0, Share { name: ROOTFS_SHARE.to_owned(), source: path.clone(), read_only });
+    Ok(RootfsPlan::Directory { path, mounts: mounts.to_vec() })
+}
+
+fn layers(mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
+    let count = mounts.iter().take_while(|mount| mount.kind == "erofs").count();
+    if count > MAX_LAYERS {
+        return Err(RootfsError::TooManyLayers(count));
+    }
+    let (erofs, upper) = mounts.split_at(count);
+    let upper_limit_bytes = match upper {
+        [] => 0,
+        [upper] if matches!(upper.kind.as_str(), "overlay" | "tmpfs") => size_option(&upper.options)?,
+        _ => return Err(RootfsError::Order(count)),
+    };
+    let mut blobs = Vec::with_capacity(count);
+    for (index, mount) in erofs.iter().enumerate() {
+        if !mount.source.starts_with('/') {
+            return Err(RootfsError::Source(index));
+        }
+        blobs.push(PathBuf::from(&mount.source));
+    }
+    Ok(RootfsPlan::Layers { blobs, upper_limit_bytes })
+}
+
+/// `size=` as tmpfs takes it: bytes, or with k, m or g.
+fn size_option(options: &[String]) -> Result<u64, RootfsError> {
+    let Some(text) = options.iter().rev().find_map(|option| option.strip_prefix("size=")) else {
+        return Ok(0);
+    };
+    let error = || RootfsError::Size(harmless(text, 64));
+    let (digits, unit) = match text.as_bytes().last().map(u8::to_ascii_lowercase) {
+        Some(b'k') => (&text[..text.len() - 1], 1 << 10),
+        Some(b'm') => (&text[..text.len() - 1], 1 << 20),
+        Some(b'g') => (&text[..text.len() - 1], 1 << 30),
+        _ => (text, 1_u64),
+    };
+    if digits.is_empty() || !digits.bytes().all(|c| c.is_ascii_digit()) {
+        return Err(error());
+    }
+    digits.parse::<u64>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(error)
+}
+
+/// Where each blob lies on the disk that has them end to end: offset and length of each.
+pub fn lay_out(lengths: &[u64]) -> Option<Vec<(u64, u64)>> {
+    let mut offset = 0_u64;
+    lengths
+        .iter()
+        .map(|length| {
+            let at = offset;
+            offset = offset.checked_add(*length)?;
+            Some((at, *length))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn mount(kind: &str, source: &str, options: &[&str]) -> Mount {
+        Mount {
+            kind: kind.into(),
+            source: source.into(),
+            target: String::new(),
+            options: options.iter().map(|option| (*option).to_owned()).collect(),
+        }
+    }
+
+    fn sorted(mounts: &[Mount]) -> Result<(RootfsPlan, Vec<Share>), RootfsError> {
+        let root = Root { path: "rootfs".into(), readonly: false };
+        let mut shares = Vec::new();
+        sort(mounts, &root, Path::new("/bundle"), &mut shares).map(|plan| (plan, shares))
+    }
+
+    #[test]
+    fn erofs_mounts_are_layers_in_their_order() {
+        let (plan, shares) = sorted(&[mount("erofs", "/a", &["ro"]), mount("erofs", "/b", &["ro"])]).unwrap();
+        let blobs = vec![PathBuf::from("/a"), PathBuf::from("/b")];
+        assert_eq!(plan, RootfsPlan::Layers { blobs, upper_limit_bytes: 0 });
+        assert!(shares.is_empty());
+    }
+
+    #[test]
+    fn size_of_the_upper_layer_is_read() {
+        let (plan, _) = sorted(&[mount("erofs", "/a", &[]), mount("tmpfs", "tmpfs", &["size=64m"])]).unwrap();
+        assert!(matches!(plan, RootfsPlan::Layers { upper_limit_bytes: 67_108_864, .. }));
+    }
+
+    #[test]
+    fn bad_sizes_are_errors() {
+        for bad in ["size=", "size=x", "size=-1", "size=1t", "size=18446744073709551615g", "size=é"] {
+            assert!(sorted(&[mount("erofs", "/a", &[]), mount("tmpfs", "", &[bad])]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn overlay_snapshot_is_mounted_on_the_host_and_shared() {
+        let overlay = mount("overlay", "overlay", &["lowerdir=/l", "upperdir=/u", "workdir=/w"]);
+        let (plan, shares) = sorted(std::slice::from_ref(&overlay)).unwrap();
+        assert_eq!(plan, RootfsPlan::Directory { path: "/bundle/rootfs".into(), mounts: vec![overlay] });
+        assert_eq!(
+            shares[0],
+            Share { name: "rootfs".into(), source: "/bundle/rootfs".into(), read_only: false }
+        );
+    }
+
+    #[test]
+    fn no_mounts_mean_the_root_of_the_configuration() {
+        let (plan, _) = sorted(&[]).unwrap();
+        assert_eq!(plan, RootfsPlan::Directory { path: "/bundle/rootfs".into(), mounts: vec![] });
+    }
+
+    #[test]
+    fn layers_after_the_upper_one_and_foreign_types_are_refused() {
+        let bad = [mount("erofs", "/a", &[]), mount("tmpfs", "", &[]), mount("erofs", "/b", &[])];
+        assert_eq!(sorted(&bad), Err(RootfsError::Order(1)));
+        assert_eq!(sorted(&[mount("ext4", "/dev/vda", &[])]), Err(RootfsError::Type("ext4".into())));
+    }
+
+    #[test]
+    fn blob_without_an_absolute_path_is_refused() {
+        assert_eq!(sorted(&[mount("erofs", "../a", &[])]), Err(RootfsError::Source(0)));
+    }
+
+    proptest! {
+        #[test]
+        fn layout_is_gapless(lengths in proptest::collection::vec(0u64..1 << 50, 0..20)) {
+            let layers = lay_out(&lengths).unwrap();
+            let mut end = 0;
+            for (offset, length) in layers {
+                prop_assert_eq!(offset, end);
+                end = offset + length;
+            }
+        }
+    }
+
+    #[test]
+    fn layout_that_overflows_is_none() {
+        assert_eq!(lay_out(&[u64::MAX, 1, 1]), None);
+    }
+}

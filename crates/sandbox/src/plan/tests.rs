@@ -1,0 +1,124 @@
+use super::*;
+use serde_json::json;
+
+const HOST: HostLimits = HostLimits { cpus: 4, memory_mib: 8192 };
+
+fn spec() -> Value {
+    json!({
+        "ociVersion": "1.2.0",
+        "process": {"args": ["true"], "cwd": "/", "apparmorProfile": "docker-default", "selinuxLabel": "x",
+                    "oomScoreAdj": 200, "consoleSize": {"height": 24, "width": 80}},
+        "root": {"path": "rootfs"},
+        "hostname": "web",
+        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "linux": {
+            "namespaces": [{"type": "pid"}, {"type": "mount"}],
+            "cgroupsPath": "/default/web",
+            "resources": {"memory": {"limit": 67_108_864}, "cpu": {"quota": 150_000, "period": 100_000}},
+        },
+        "org.example.later": {"kept": true},
+    })
+}
+
+fn plan_of(document: &Value) -> Result<Plan, PlanError> {
+    let spec_json = serde_json::to_vec(document).unwrap();
+    let rootfs = [Mount { kind: "erofs".into(), source: "/blobs/a".into(), ..Mount::default() }];
+    plan(Inputs {
+        bundle: Path::new("/bundle"),
+        spec_json: &spec_json,
+        rootfs: &rootfs,
+        settings: &VmSettings::default(),
+        host: HOST,
+    })
+}
+
+#[test]
+fn limits_become_the_size_of_the_vm_and_its_cgroup() {
+    let plan = plan_of(&spec()).unwrap();
+    assert_eq!((plan.vcpus, plan.memory_mib), (2, 128));
+    assert_eq!(plan.cgroup.path.as_deref(), Some("default/web"));
+    assert_eq!(plan.cgroup.memory_max_bytes, (128 + 32) << 20);
+    assert!(plan.cgroup.pids_max > 2);
+}
+
+#[test]
+fn names_and_terminal_are_read() {
+    let plan = plan_of(&spec()).unwrap();
+    assert_eq!(
+        (plan.hostname.as_str(), plan.console_size, plan.oom_score_adj),
+        ("web", Some((80, 24)), Some(200))
+    );
+}
+
+#[test]
+fn labels_of_the_host_do_not_cross_and_unknown_fields_do() {
+    let plan = plan_of(&spec()).unwrap();
+    let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
+    assert!(sent["process"].get("apparmorProfile").is_none());
+    assert!(sent["process"].get("selinuxLabel").is_none());
+    assert!(sent["linux"].get("cgroupsPath").is_none());
+    assert_eq!(sent["org.example.later"]["kept"], true);
+    assert_eq!(sent["process"]["args"], json!(["true"]));
+}
+
+#[test]
+fn nulls_of_go_are_empty() {
+    let mut document = spec();
+    document["annotations"] = Value::Null;
+    document["hooks"] = Value::Null;
+    document["linux"]["resources"] = json!({"memory": null, "cpu": {"quota": null}});
+    assert_eq!(plan_of(&document).unwrap().memory_mib, 512);
+}
+
+#[test]
+fn namespace_of_the_host_cannot_be_joined() {
+    let mut document = spec();
+    document["linux"]["namespaces"] = json!([{"type": "network", "path": "/var/run/netns/x"}]);
+    let error = plan_of(&document).unwrap_err();
+    assert_eq!(error.to_string(), "joining the network namespace /var/run/netns/x is not supported");
+}
+
+#[test]
+fn hooks_on_the_host_are_refused() {
+    let mut document = spec();
+    document["hooks"] = json!({"prestart": [{"path": "/bin/true"}]});
+    assert_eq!(plan_of(&document).unwrap_err().to_string(), "prestart hooks are not supported");
+}
+
+#[test]
+fn h02_annotation_of_ours_that_is_not_listed_is_refused() {
+    let mut document = spec();
+    document["annotations"] = json!({"dev.nacre.vmm": "/tmp/evil"});
+    assert!(matches!(plan_of(&document), Err(PlanError::Annotation(_))));
+}
+
+#[test]
+fn document_that_is_none_is_an_error() {
+    for bad in ["", "[]", "{", "{\"mounts\": 3, \"process\": []}", "null"] {
+        let inputs = Inputs {
+            bundle: Path::new("/bundle"),
+            spec_json: bad.as_bytes(),
+            rootfs: &[],
+            settings: &VmSettings::default(),
+            host: HOST,
+        };
+        assert!(plan(inputs).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn c09_seventy_kilobytes_of_mounts_cross_whole() {
+    let mut document = spec();
+    let mount = json!({"destination": format!("/{}", "d".repeat(300)), "type": "tmpfs", "source": "tmpfs"});
+    document["mounts"] = Value::Array(vec![mount; 250]);
+    let plan = plan_of(&document).unwrap();
+    let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
+    assert_eq!(sent["mounts"], document["mounts"]);
+}
+
+#[test]
+fn c09_document_above_the_limit_is_refused() {
+    let mut document = spec();
+    document["annotations"] = json!({"a": "x".repeat(MAX_SPEC_BYTES)});
+    assert!(matches!(plan_of(&document), Err(PlanError::TooLong(_))));
+}
