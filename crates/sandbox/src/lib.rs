@@ -1,6 +1,11 @@
 //! Host lifecycle of a sandbox: OCI configuration -> plan -> VM -> agent -> container, and down again.
 pub mod assets;
+pub mod channel;
 pub mod config;
 pub mod plan;
+pub mod process;
 pub mod state;
+mod sys;
+pub mod tail;
 pub mod text;
+pub mod vm;

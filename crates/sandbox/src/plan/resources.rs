@@ -25,7 +25,7 @@ impl HostLimits {
     pub fn of_this_host() -> Self {
         let cpus = std::thread::available_parallelism().map_or(1, |count| count.get());
         let info = rustix::system::sysinfo();
-        let bytes = u64::try_from(info.totalram).unwrap_or(u64::MAX).saturating_mul(u64::from(info.mem_unit));
+        let bytes = info.totalram.saturating_mul(u64::from(info.mem_unit));
         Self {
             cpus: u32::try_from(cpus).unwrap_or(u32::MAX),
             memory_mib: u32::try_from(bytes / MIB).unwrap_or(u32::MAX),

@@ -12,8 +12,8 @@ use super::mounts::Share;
 use super::spec::Root;
 use crate::text::harmless;
 
-/// Most layers of an image: overlayfs's own limit of lower directories.
-pub const MAX_LAYERS: usize = 500;
+/// Most layers of an image: each is a descriptor of the one message that starts a VM.
+pub const MAX_LAYERS: usize = 240;
 
 /// Name of the root directory's share.
 pub const ROOTFS_SHARE: &str = "rootfs";
@@ -59,7 +59,7 @@ pub enum RootfsError {
     /// EROFS blobs mixed with others, or in the wrong order.
     #[error("root mount {0} does not fit: EROFS layers come first, then at most one overlay or tmpfs")]
     Order(usize),
-    /// More than overlayfs takes.
+    /// More than one message to the VMM carries.
     #[error("root file system has {0} layers, at most {MAX_LAYERS} are possible")]
     TooManyLayers(usize),
     /// A size that is none.

@@ -1,0 +1,194 @@
+//! What neither std nor rustix wraps: `clone3` with a PID namespace, a pidfd and a cgroup; and the one promise
+//! that tokio asks of whoever watches a descriptor.
+//!
+//! A VMM is the first process of its own PID namespace, so that it sees and can signal nobody; and it is born in
+//! its cgroup, which saves the migration that writing `cgroup.procs` costs.
+
+#![expect(
+    unsafe_code,
+    reason = "clone3, what its child does before it executes a program, and AsyncFd::register"
+)]
+
+use std::ffi::CString;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// linux/sched.h; libc's own constant has too narrow a type.
+const CLONE_INTO_CGROUP: u64 = 1 << 33;
+
+/// Descriptor number at which the child finds its control socket.
+const CHILD_CONTROL_FD: RawFd = 3;
+
+/// A program to start.
+#[derive(Debug)]
+pub(crate) struct Program<'a> {
+    /// Path of the executable; the argument list is its name alone, the environment is empty.
+    pub(crate) path: &'a Path,
+    /// Becomes descriptor 3.
+    pub(crate) control: BorrowedFd<'a>,
+    /// Becomes descriptors 0 and 1: `/dev/null`.
+    pub(crate) null: BorrowedFd<'a>,
+    /// Becomes descriptor 2.
+    pub(crate) stderr: BorrowedFd<'a>,
+    /// cgroup v2 directory to be born in.
+    pub(crate) cgroup: Option<BorrowedFd<'a>>,
+    /// Whether it gets a PID namespace of its own, for which one must be root.
+    pub(crate) new_pid_namespace: bool,
+}
+
+/// A started program.
+#[derive(Debug)]
+pub(crate) struct Spawned {
+    /// Its PID, in the caller's namespace.
+    pub(crate) pid: u32,
+    /// Its pidfd.
+    pub(crate) pidfd: OwnedFd,
+}
+
+/// Watches a descriptor.
+///
+/// # Errors
+/// What epoll says: regular files cannot be watched; or outside of a runtime.
+pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: `OwnedFd` always gives the same descriptor, which stays open until the `AsyncFd`, its only owner,
+    // has deregistered it.
+    Ok(unsafe { AsyncFd::register_with_interest(fd, interest) }?)
+}
+
+/// Starts the program.
+///
+/// # Errors
+/// What clone3 says. A program that cannot be executed ends with status 127.
+pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
+    // Everything that allocates is done before the clone.
+    let path = CString::new(program.path.as_os_str().as_bytes())?;
+    let name = program.path.file_name().unwrap_or(program.path.as_os_str());
+    let name = CString::new(name.as_bytes())?;
+    let argv = [name.as_ptr(), std::ptr::null()];
+    let envp = [std::ptr::null::<libc::c_char>()];
+    let moves = [
+        (program.null.as_raw_fd(), 0),
+        (program.null.as_raw_fd(), 1),
+        (program.stderr.as_raw_fd(), 2),
+        (program.control.as_raw_fd(), CHILD_CONTROL_FD),
+    ];
+
+    let mut pidfd: RawFd = -1;
+    let mut flags = libc::CLONE_PIDFD as u64;
+    if program.new_pid_namespace {
+        flags |= libc::CLONE_NEWPID as u64;
+    }
+    // SAFETY: clone_args is a plain structure for which all zeroes are valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    if let Some(cgroup) = program.cgroup {
+        flags |= CLONE_INTO_CGROUP;
+        args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    }
+    args.flags = flags;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+
+    // SAFETY: the arguments and what they point to live across the call. Without CLONE_VM the child has its own
+    // copy of this process's memory and of its one calling thread, so it returns here on its own stack.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match pid {
+        // SAFETY: this is the child of the clone; every pointer was made before it and is still alive, and argv
+        // and envp end with a null pointer.
+        0 => unsafe { become_program(&path, &argv, &envp, &moves) },
+        1.. => {
+            // SAFETY: the kernel stored a new descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Spawned { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Moves descriptors into place and executes the program; calls nothing that is not async-signal-safe.
+///
+/// # Safety
+/// Only in a child that clone made; `argv` and `envp` hold pointers to live C strings and end with null.
+unsafe fn become_program(
+    path: &CString,
+    argv: &[*const libc::c_char],
+    envp: &[*const libc::c_char],
+    moves: &[(RawFd, RawFd)],
+) -> ! {
+    // SAFETY: plain system calls on descriptors that the caller borrowed for the length of the clone. Sources
+    // below 4 are first copied out of the way, so that no move overwrites a later source. Signals are reset
+    // because the parent's runtime may have blocked or caught some; execve resets the caught ones.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        let mut sources = [0; 4];
+        for (source, (from, _)) in sources.iter_mut().zip(moves) {
+            *source =
+                if *from <= CHILD_CONTROL_FD { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, 10) } else { *from };
+        }
+        for (source, (_, to)) in sources.iter().zip(moves) {
+            // dup2 clears close-on-exec on the copy.
+            if libc::dup2(*source, *to) < 0 {
+                libc::_exit(126);
+            }
+        }
+        libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr());
+        libc::_exit(127)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::io::Read;
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    fn run(path: &Path) -> (Option<i32>, Vec<u8>) {
+        let (mine, theirs) = UnixStream::pair().unwrap();
+        let null = File::options().read(true).write(true).open("/dev/null").unwrap();
+        let program = Program {
+            path,
+            control: theirs.as_fd(),
+            null: null.as_fd(),
+            stderr: theirs.as_fd(),
+            cgroup: None,
+            new_pid_namespace: false,
+        };
+        let child = spawn(&program).unwrap();
+        drop(theirs);
+        let mut output = Vec::new();
+        let mut mine = mine;
+        mine.read_to_end(&mut output).unwrap();
+        let id = rustix::process::WaitId::PidFd(child.pidfd.as_fd());
+        let status = rustix::process::waitid(id, rustix::process::WaitIdOptions::EXITED).unwrap().unwrap();
+        (status.exit_status(), output)
+    }
+
+    #[test]
+    fn program_that_cannot_be_executed_ends_with_127() {
+        assert_eq!(run(Path::new("/nonexistent/program")).0, Some(127));
+    }
+
+    #[test]
+    fn child_has_its_control_socket_and_standard_descriptors_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("probe");
+        std::fs::write(&script, "#!/bin/sh\nfor f in /proc/self/fd/*; do echo ${f##*/} >&3; done\n").unwrap();
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&script, mode).unwrap();
+        let (status, output) = run(&script);
+        assert_eq!(status, Some(0));
+        let numbers: Vec<u32> =
+            String::from_utf8(output).unwrap().lines().filter_map(|line| line.parse().ok()).collect();
+        // The shell keeps its script open at 10 or above.
+        assert_eq!(numbers.iter().filter(|n| **n < 10).copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
+    }
+}

@@ -1,0 +1,471 @@
+//! A VM as its owner sees it: the `nacre-vmm` process, its control socket, and why it ended.
+//!
+//! ```text
+//! launch: socket pair, pipes -> clone3 (own PID namespace, cgroup) -> Start with descriptors -> Started
+//!             one task watches:  control socket | serial pipe | standard error | pidfd
+//!                                                                                 `-> VmExit, at once
+//! ```
+//!
+//! A VMM may have been taken over by its guest: replies are bounded, checked and only ever looked up. Dropping the
+//! [`Vm`] kills the process and reaps it.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use nacre_protocol::control::{
+    Envelope, Event, ExitReason, Failure, FromVmm, Reply, Request, StartTimings, VmStats,
+};
+use nacre_protocol::ports::{CONTROL_PORT, SHARES_TAG};
+use nacre_protocol::vm::{
+    DiskConfig, Extent, FsConfig, HostPort, JailConfig, KernelLog, VmConfig, VsockConfig,
+};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{oneshot, watch};
+
+use crate::channel::{self, Channel, ChannelError, FdTable};
+use crate::process::{Child, End};
+use crate::sys::{self, Program};
+use crate::tail::TailReader;
+use crate::text::harmless;
+
+/// Bytes of the console that are kept.
+const CONSOLE_TAIL: usize = 64 * 1024;
+
+/// Bytes of the VMM's standard error that are kept.
+const STDERR_TAIL: usize = 8 * 1024;
+
+/// Console lines that an error shows.
+const SHOWN_LINES: usize = 8;
+
+/// A VM that cannot be started or does not do what it is asked.
+#[derive(Debug, thiserror::Error)]
+pub enum VmError {
+    /// A descriptor for the VMM could not be made.
+    #[error("cannot make {what} for the VM")]
+    Prepare {
+        /// What it is.
+        what: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The process could not be started.
+    #[error("cannot start {path}")]
+    Spawn {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The control socket failed.
+    #[error("cannot speak to the VMM")]
+    Channel(#[from] ChannelError),
+    /// The VMM says no.
+    #[error("the VMM refused to {action}: {}", harmless(&failure.message, 1024))]
+    Refused {
+        /// What was asked.
+        action: &'static str,
+        /// Its answer.
+        failure: Failure,
+    },
+    /// The VMM answered something else than was asked.
+    #[error("the VMM's answer to {action} makes no sense")]
+    Nonsense {
+        /// What was asked.
+        action: &'static str,
+    },
+    /// No answer.
+    #[error("the VMM did not {action} within {} ms", timeout.as_millis())]
+    Timeout {
+        /// What was asked.
+        action: &'static str,
+        /// How long was waited.
+        timeout: Duration,
+    },
+    /// It is over.
+    #[error("{0}")]
+    Ended(Arc<VmExit>),
+}
+
+/// Why and how a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmExit {
+    /// How the process ended.
+    pub end: End,
+    /// What it said before.
+    pub reason: Option<ExitReason>,
+    /// Last lines of the guest's console.
+    pub console: Vec<String>,
+    /// Last lines of the VMM's standard error.
+    pub stderr: Vec<String>,
+}
+
+impl std::fmt::Display for VmExit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.reason {
+            Some(ExitReason::GuestReset) => f.write_str("the VM ended: the guest restarted the machine")?,
+            Some(ExitReason::Stopped) => f.write_str("the VM was stopped")?,
+            Some(ExitReason::VcpuFailed { vcpu, message }) => {
+                write!(f, "the VM ended: vCPU {vcpu} failed: {}", harmless(message, 256))?;
+            }
+            Some(ExitReason::Internal { message }) => write!(f, "the VM ended: {}", harmless(message, 512))?,
+            None => write!(f, "the VMM died ({})", self.end)?,
+        }
+        if !self.stderr.is_empty()
+            && !matches!(self.reason, Some(ExitReason::GuestReset | ExitReason::Stopped))
+        {
+            write!(f, "; its last words: {}", self.stderr.join(" | "))?;
+        }
+        if !self.console.is_empty() {
+            write!(f, "; last console lines: {}", self.console.join(" | "))?;
+        }
+        Ok(())
+    }
+}
+
+/// A disk of files laid end to end.
+#[derive(Debug)]
+pub struct Disk {
+    /// Serial that the guest reads.
+    pub id: String,
+    /// Files with the bytes that each has on the disk.
+    pub extents: Vec<(File, u64)>,
+    /// Enforced by the VMM.
+    pub read_only: bool,
+}
+
+/// All that a VM is made from, open.
+#[derive(Debug)]
+pub struct Parts {
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// How much the guest kernel prints.
+    pub kernel_log: KernelLog,
+    /// `/dev/kvm`.
+    pub kvm: File,
+    /// The guest kernel.
+    pub kernel: File,
+    /// The initial ramdisk.
+    pub initramfs: File,
+    /// Where streams to the guest are asked for.
+    pub vsock: UnixListener,
+    /// The VMM's end of the agent's control connection.
+    pub agent: UnixStream,
+    /// Disks.
+    pub disks: Vec<Disk>,
+    /// The VMM's end of the vhost-user connection to the file server.
+    pub fs: Option<OwnedFd>,
+    /// User and group that the VMM becomes.
+    pub jail: Option<JailConfig>,
+}
+
+/// Where a VM runs.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// The VMM.
+    pub program: &'a Path,
+    /// cgroup v2 directory that it is born in.
+    pub cgroup: Option<BorrowedFd<'a>>,
+    /// Whether it gets a PID namespace (needs root).
+    pub new_pid_namespace: bool,
+}
+
+type Pending = Arc<Mutex<HashMap<u64, oneshot::Sender<Result<Reply, Failure>>>>>;
+
+/// A VM. Dropping it ends it.
+#[derive(Debug)]
+pub struct Vm {
+    child: Arc<Child>,
+    channel: Arc<Channel>,
+    pending: Pending,
+    next_id: AtomicU64,
+    exit: watch::Receiver<Option<Arc<VmExit>>>,
+}
+
+impl Vm {
+    /// Starts the process and the one task that watches it. The VM itself starts with [`Self::start`].
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub fn spawn(place: &Place<'_>) -> Result<(Self, Serial), VmError> {
+        let prepare = |what| move |source: io::Error| VmError::Prepare { what, source };
+        let (channel, control) = channel::pair().map_err(prepare("the control socket"))?;
+        let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC);
+        let (serial, serial_write) = pipe().map_err(io::Error::from).map_err(prepare("the serial pipe"))?;
+        let (stderr, stderr_write) = pipe().map_err(io::Error::from).map_err(prepare("the error pipe"))?;
+        // Guest output must never make a vCPU wait.
+        rustix::io::ioctl_fionbio(&serial_write, true)
+            .map_err(io::Error::from)
+            .map_err(prepare("the serial pipe"))?;
+        let null = File::options().read(true).write(true).open("/dev/null").map_err(prepare("/dev/null"))?;
+        let spawned = sys::spawn(&Program {
+            path: place.program,
+            control: control.as_fd(),
+            null: null.as_fd(),
+            stderr: stderr_write.as_fd(),
+            cgroup: place.cgroup,
+            new_pid_namespace: place.new_pid_namespace,
+        })
+        .map_err(|source| VmError::Spawn { path: place.program.to_owned(), source })?;
+
+        let child = Arc::new(Child::new(spawned));
+        let channel = Arc::new(channel);
+        let pending = Pending::default();
+        let (exit_sender, exit) = watch::channel(None);
+        let pidfd = child.as_fd().try_clone_to_owned().and_then(|fd| sys::watch(fd, Interest::READABLE));
+        let watch = Watch {
+            pidfd: pidfd.map_err(prepare("a pidfd"))?,
+            child: child.clone(),
+            channel: channel.clone(),
+            pending: pending.clone(),
+            serial: TailReader::new(serial, CONSOLE_TAIL).map_err(prepare("the serial pipe"))?,
+            stderr: TailReader::new(stderr, STDERR_TAIL).map_err(prepare("the error pipe"))?,
+            exit: exit_sender,
+        };
+        tokio::spawn(watch.run());
+        Ok((Self { child, channel, pending, next_id: AtomicU64::new(1), exit }, Serial(serial_write)))
+    }
+
+    /// Sends the configuration with its descriptors; the vCPUs run when this returns.
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub async fn start(
+        &self,
+        parts: Parts,
+        serial: Serial,
+        timeout: Duration,
+    ) -> Result<StartTimings, VmError> {
+        let mut fds = FdTable::default();
+        let config = configure(&parts, &serial, &mut fds);
+        let request = Request::Start(Box::new(config));
+        match self.request("start", request, fds.as_slice(), timeout).await? {
+            Reply::Started(timings) => Ok(timings),
+            _ => Err(VmError::Nonsense { action: "start" }),
+        }
+    }
+
+    /// Stops the vCPUs.
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub async fn pause(&self, timeout: Duration) -> Result<(), VmError> {
+        self.done("pause", Request::Pause, timeout).await
+    }
+
+    /// Lets the vCPUs go on.
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub async fn resume(&self, timeout: Duration) -> Result<(), VmError> {
+        self.done("resume", Request::Resume, timeout).await
+    }
+
+    /// Counters of the VM.
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub async fn stats(&self, timeout: Duration) -> Result<VmStats, VmError> {
+        match self.request("tell its counters", Request::Stats, &[], timeout).await? {
+            Reply::Stats(stats) => Ok(stats),
+            _ => Err(VmError::Nonsense { action: "tell its counters" }),
+        }
+    }
+
+    /// Ends the process now.
+    pub fn kill(&self) {
+        self.child.kill();
+    }
+
+    /// PID of the VMM on the host.
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    /// The process.
+    pub fn child(&self) -> &Child {
+        &self.child
+    }
+
+    /// Waits for the end; any number of callers.
+    pub async fn ended(&self) -> Arc<VmExit> {
+        wait_for_exit(self.exit.clone()).await
+    }
+
+    /// Something to wait with that does not keep the VM alive.
+    pub fn exit(&self) -> watch::Receiver<Option<Arc<VmExit>>> {
+        self.exit.clone()
+    }
+
+    async fn done(&self, action: &'static str, request: Request, timeout: Duration) -> Result<(), VmError> {
+        match self.request(action, request, &[], timeout).await? {
+            Reply::Done => Ok(()),
+            _ => Err(VmError::Nonsense { action }),
+        }
+    }
+
+    async fn request(
+        &self,
+        action: &'static str,
+        request: Request,
+        fds: &[BorrowedFd<'_>],
+        timeout: Duration,
+    ) -> Result<Reply, VmError> {
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        let (sender, receiver) = oneshot::channel();
+        lock(&self.pending).insert(id, sender);
+        let exchange = async {
+            self.channel.send(&Envelope { id, request }, fds).await?;
+            tokio::select! {
+                biased;
+                Ok(result) = receiver => result.map_err(|failure| VmError::Refused { action, failure }),
+                exit = self.ended() => Err(VmError::Ended(exit)),
+            }
+        };
+        let result = tokio::time::timeout(timeout, exchange).await;
+        lock(&self.pending).remove(&id);
+        match result {
+            Ok(Err(VmError::Channel(ChannelError::Socket(_)))) => Err(VmError::Ended(self.ended().await)),
+            Ok(result) => result,
+            Err(_) => Err(VmError::Timeout { action, timeout }),
+        }
+    }
+}
+
+impl Drop for Vm {
+    fn drop(&mut self) {
+        // The watching task holds the child too, and may never run again.
+        self.child.kill();
+        self.child.reap();
+    }
+}
+
+/// The write end of the serial pipe, until the VMM has it.
+#[derive(Debug)]
+pub struct Serial(OwnedFd);
+
+/// Waits for the exit of a VM.
+pub async fn wait_for_exit(mut exit: watch::Receiver<Option<Arc<VmExit>>>) -> Arc<VmExit> {
+    match exit.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(exit)) => exit.clone(),
+        // The watching task was dropped with its runtime.
+        _ => Arc::new(VmExit { end: End::Unknown, reason: None, console: Vec::new(), stderr: Vec::new() }),
+    }
+}
+
+fn configure<'a>(parts: &'a Parts, serial: &'a Serial, fds: &mut FdTable<'a>) -> VmConfig {
+    let disks = parts.disks.iter().map(|disk| DiskConfig {
+        id: disk.id.clone(),
+        extents: disk
+            .extents
+            .iter()
+            .map(|(file, length_bytes)| Extent { file: fds.add(file), length_bytes: *length_bytes })
+            .collect(),
+        read_only: disk.read_only,
+    });
+    let disks = disks.collect();
+    VmConfig {
+        vcpus: parts.vcpus,
+        memory_mib: parts.memory_mib,
+        kvm: fds.add(&parts.kvm),
+        kernel: fds.add(&parts.kernel),
+        initramfs: fds.add(&parts.initramfs),
+        kernel_log: parts.kernel_log,
+        serial: fds.add(&serial.0),
+        vsock: VsockConfig {
+            listener: fds.add(&parts.vsock),
+            host_ports: vec![HostPort { port: CONTROL_PORT, socket: fds.add(&parts.agent) }],
+        },
+        disks,
+        nets: Vec::new(),
+        fs: parts.fs.as_ref().map(|socket| FsConfig { tag: SHARES_TAG.to_owned(), socket: fds.add(socket) }),
+        balloon: true,
+        rng: true,
+        console: None,
+        hotplug_slots: 0,
+        jail: parts.jail.clone(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The one task that watches a VMM.
+struct Watch {
+    child: Arc<Child>,
+    pidfd: AsyncFd<OwnedFd>,
+    channel: Arc<Channel>,
+    pending: Pending,
+    serial: TailReader,
+    stderr: TailReader,
+    exit: watch::Sender<Option<Arc<VmExit>>>,
+}
+
+impl Watch {
+    async fn run(mut self) {
+        let mut reason = None;
+        let mut open = true;
+        loop {
+            tokio::select! {
+                biased;
+                message = self.channel.receive(), if open => match message {
+                    Ok(Some(FromVmm::Reply { id, result })) => self.answer(id, result),
+                    Ok(Some(FromVmm::Event(Event::Exited(why)))) => reason = Some(why),
+                    Ok(None) => open = false,
+                    Err(error) => {
+                        // It closed its end in mid-message, or talks nonsense: of no use any more.
+                        tracing::warn!(error = &error as &dyn std::error::Error, "killing the VMM");
+                        open = false;
+                        self.child.kill();
+                    }
+                },
+                _ = self.pidfd.readable() => break,
+                () = self.serial.read() => {}
+                () = self.stderr.read() => {}
+            }
+        }
+        if open {
+            // The socket has an end now that the process is gone; the time limit is for one that was handed on.
+            let rest = tokio::time::timeout(Duration::from_secs(1), self.last_event()).await;
+            reason = rest.ok().flatten().or(reason);
+        }
+        self.serial.drain();
+        self.stderr.drain();
+        let exit = VmExit {
+            end: self.child.reap(),
+            reason,
+            console: self.serial.tail.lines(SHOWN_LINES),
+            stderr: self.stderr.tail.lines(SHOWN_LINES),
+        };
+        self.exit.send_replace(Some(Arc::new(exit)));
+    }
+
+    /// The event may still be in the socket when the process is gone.
+    async fn last_event(&mut self) -> Option<ExitReason> {
+        let mut reason = None;
+        while let Ok(Some(message)) = self.channel.receive().await {
+            match message {
+                FromVmm::Event(Event::Exited(why)) => reason = Some(why),
+                FromVmm::Reply { id, result } => self.answer(id, result),
+            }
+        }
+        reason
+    }
+
+    /// A reply that nobody waits for is dropped.
+    fn answer(&self, id: u64, result: Result<Reply, Failure>) {
+        if let Some(sender) = lock(&self.pending).remove(&id) {
+            let _ = sender.send(result);
+        }
+    }
+}
