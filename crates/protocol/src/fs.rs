@@ -20,8 +20,9 @@ pub const MAX_SHARES: usize = crate::control::MAX_FDS - 1;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
-    /// Connected vhost-user socket, whose other end the VMM has ([`crate::vm::FsConfig`]).
-    pub socket: FdIndex,
+    /// Listening Unix stream socket on which one connection waits, whose other end the VMM has
+    /// ([`crate::vm::FsConfig`]). The owner has unlinked its path before it sends this.
+    pub listener: FdIndex,
     /// Entries of the served root directory, which holds nothing else.
     pub shares: Vec<Share>,
 }
