@@ -1,0 +1,185 @@
+//! A machine for one command: it boots, runs it, gives its output and status, and ends.
+//!
+//! Used where the clock counts instructions (a TCP channel's timers would run wild there, since an idle clock
+//! jumps; virtio-serial has none), and for the one boot that writes to the image.
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::image::Image;
+use super::machine::{self, Disk, Machine, Share};
+use super::{Job, Stream, TIMED_OUT};
+use crate::process::tail;
+use crate::project::Project;
+
+/// Outputs of the machine: names of its virtio-serial ports.
+const PORTS: [&str; 3] = ["out", "err", "rc"];
+
+/// Runs a job in a fresh machine. Without a time limit it gets one hour.
+///
+/// About one instruction-counted run in ten hangs in the emulator before the command prints anything; such a
+/// run shows as a timeout, and the caller may repeat it.
+pub(super) fn execute(
+    project: &Project,
+    image: &Image,
+    job: &Job,
+    sink: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<i32> {
+    let disk = image.disk();
+    let shares = machine::shares(project);
+    let path = project.bin_dir();
+    boot(image, Disk::Throwaway(&disk), shares, path.to_str(), job, sink)
+}
+
+/// Runs a job with the disk writable, and no shares.
+pub(super) fn execute_writable(
+    image: &Image,
+    disk: &Path,
+    job: &Job,
+    sink: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<i32> {
+    boot(image, Disk::Kept(disk), Vec::new(), None, job, sink)
+}
+
+fn boot(
+    image: &Image,
+    disk: Disk<'_>,
+    shares: Vec<Share>,
+    path: Option<&str>,
+    job: &Job,
+    sink: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<i32> {
+    let state = tempfile::Builder::new().prefix("nacre-lab-").tempdir()?;
+    let command =
+        format!("exec {}\n", job.command.iter().map(|word| quote(word)).collect::<Vec<_>>().join(" "));
+    let text = machine::shares_text(&shares);
+    let mut files = vec![("command", command.as_bytes())];
+    if !shares.is_empty() {
+        files.push(("shares", text.as_bytes()));
+    }
+    if let Some(path) = path {
+        files.push(("path", path.as_bytes()));
+    }
+    if matches!(disk, Disk::Kept(_)) {
+        files.push(("writable", b""));
+    }
+    fs::write(state.path().join("initrd"), image.initrd(&files)?)?;
+    let mut listeners = Vec::new();
+    let mut extra = vec!["-device".to_owned(), "virtio-serial-pci,max_ports=4".to_owned()];
+    for port in PORTS {
+        let socket = state.path().join(format!("{port}.sock"));
+        listeners.push(UnixListener::bind(&socket)?);
+        let chardev = format!("socket,id={port},path={}", socket.display());
+        let device = format!("virtserialport,chardev={port},name=lab.{port}");
+        extra.extend(["-chardev".into(), chardev, "-device".into(), device]);
+    }
+    let machine = Machine { image, state: state.path(), disk, clock: job.clock, shares, extra };
+    follow(&machine, listeners, job.timeout.unwrap_or(Duration::from_secs(3600)), sink)
+}
+
+enum Piece {
+    Output(Stream, Vec<u8>),
+    Status(Vec<u8>),
+}
+
+fn follow(
+    machine: &Machine<'_>,
+    listeners: Vec<UnixListener>,
+    limit: Duration,
+    sink: &mut dyn FnMut(Stream, &[u8]),
+) -> Result<i32> {
+    let mut running = machine.start()?;
+    let (send, receive) = mpsc::channel();
+    for (index, listener) in listeners.into_iter().enumerate() {
+        let send = send.clone();
+        // QEMU connects while it starts; where it fails before, `receive` runs into the end of the process.
+        std::thread::spawn(move || {
+            if let Ok((mut stream, _)) = listener.accept() {
+                read_port(index, &mut stream, &send);
+            }
+        });
+    }
+    drop(send);
+    let deadline = Instant::now() + limit;
+    let mut status = Vec::new();
+    loop {
+        match receive.recv_timeout(Duration::from_millis(500)) {
+            Ok(Piece::Output(stream, bytes)) => sink(stream, &bytes),
+            Ok(Piece::Status(bytes)) => status.extend(bytes),
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+            // QEMU is gone and a port says nothing more: it was never connected.
+            Err(mpsc::RecvTimeoutError::Timeout) if running.qemu.try_wait()?.is_some() => break,
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+        }
+        if Instant::now() > deadline {
+            running.kill();
+            eprintln!("lab: the command ran out of time");
+            return Ok(TIMED_OUT);
+        }
+    }
+    let ended = running.qemu.wait()?;
+    running.reap();
+    let text = String::from_utf8_lossy(&status);
+    if text.trim().is_empty() {
+        let (log, console) = (tail(&machine.log(), 5), tail(&machine.console(), 15));
+        bail!("the lab's machine ended without a status ({ended})\n{log}\n{console}");
+    }
+    text.trim().parse().context("the lab's machine gave no status")
+}
+
+fn read_port(index: usize, stream: &mut dyn Read, send: &mpsc::Sender<Piece>) {
+    let mut buffer = vec![0; 64 * 1024];
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
+        let bytes = buffer[..length].to_vec();
+        let piece = match index {
+            0 => Piece::Output(Stream::Out, bytes),
+            1 => Piece::Output(Stream::Err, bytes),
+            _ => Piece::Status(bytes),
+        };
+        if send.send(piece).is_err() {
+            return;
+        }
+    }
+}
+
+/// Passes two pipes on until both have ended.
+pub(super) fn pump(
+    out: Option<impl Read + Send + 'static>,
+    err: Option<impl Read + Send + 'static>,
+    sink: &mut dyn FnMut(Stream, &[u8]),
+) {
+    let (send, receive) = mpsc::channel();
+    let errors = send.clone();
+    std::thread::spawn(move || out.map(|mut out| read_port(0, &mut out, &send)));
+    std::thread::spawn(move || err.map(|mut err| read_port(1, &mut err, &errors)));
+    for piece in receive {
+        if let Piece::Output(stream, bytes) = piece {
+            sink(stream, &bytes);
+        }
+    }
+}
+
+/// A word as a shell takes it back unchanged.
+fn quote(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quoted_words_come_back_unchanged() {
+        for word in ["", "plain", "two words", "it's", "$HOME `x` \\ \"q\"", "new\nline"] {
+            let script = format!("printf %s {}", quote(word));
+            let out = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
+            assert_eq!(out.stdout, word.as_bytes());
+        }
+    }
+}
