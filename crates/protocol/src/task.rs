@@ -14,7 +14,7 @@ pub const LOG_SCHEME: &str = "json-file";
 /// File in the bundle with an [`ExitRecord`], written when the container has ended.
 pub const EXIT_FILE: &str = "exit.json";
 
-/// File in the bundle with the milliseconds of each phase of the container's life.
+/// File in the bundle with [`Phases`] as JSON, written when the container has ended.
 pub const PHASES_FILE: &str = "phases.json";
 
 /// Options of a container.
@@ -50,6 +50,27 @@ pub struct ExitRecord {
     pub oom_killed: bool,
     /// Why the sandbox ended, where not because its process did: a dead VM, a guest kernel panic.
     pub failure: Option<String>,
+}
+
+/// Milliseconds of each phase of a stand-alone container's life, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Phases {
+    /// From the Create request to the start of `nacre-vmm`.
+    pub plan: f64,
+    /// From there until the vCPUs run.
+    pub vm_start: f64,
+    /// From there until the guest's PID 1 runs.
+    pub kernel: f64,
+    /// From there until the agent is ready (`HelloReply` has arrived).
+    pub agent: f64,
+    /// The agent's mounts of the root file system.
+    pub rootfs: f64,
+    /// The rest from the agent's CreateContainer request to the exec of the program.
+    pub container: f64,
+    /// From there to the end of the program.
+    pub run: f64,
+    /// From there until everything is taken down.
+    pub exit: f64,
 }
 
 /// One line of a log.
