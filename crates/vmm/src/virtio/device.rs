@@ -124,6 +124,32 @@ impl Interrupt {
         self.0.device_errors.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// InterruptStatus as the driver reads it.
+    pub(crate) fn pending(&self) -> u32 {
+        self.0.status.load(Ordering::Acquire)
+    }
+
+    /// The driver wrote InterruptACK.
+    pub(crate) fn acknowledge(&self, bits: u32) {
+        self.0.status.fetch_and(!bits, Ordering::AcqRel);
+    }
+
+    /// Whether DEVICE_NEEDS_RESET is latched.
+    pub(crate) fn wants_reset(&self) -> bool {
+        self.0.needs_reset.load(Ordering::Acquire)
+    }
+
+    /// ConfigGeneration as the driver reads it.
+    pub(crate) fn config_generation(&self) -> u32 {
+        self.0.config_generation.load(Ordering::Acquire)
+    }
+
+    /// The driver reset the device.
+    pub(crate) fn reset(&self) {
+        self.0.needs_reset.store(false, Ordering::Release);
+        self.0.status.store(0, Ordering::Release);
+    }
+
     fn raise(&self, bits: u32) {
         self.0.status.fetch_or(bits, Ordering::AcqRel);
         // The counter of an eventfd is full only where an interrupt is long pending: nothing is lost then.

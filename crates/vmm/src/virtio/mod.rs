@@ -3,10 +3,13 @@
 pub mod blk;
 mod config;
 pub mod device;
+pub mod mmio;
 mod queue;
 pub mod rng;
+pub mod slots;
 mod sys;
 #[cfg(test)]
 mod testing;
 pub mod thread;
+pub mod vsock;
 mod worker;

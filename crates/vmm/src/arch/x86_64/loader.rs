@@ -1,0 +1,179 @@
+//! Puts kernel and initramfs into guest memory.
+//!
+//! linux-loader walks the ELF image; before it does, the headers are checked here, so that a crafted image costs
+//! neither time nor memory beyond its own size (V26).
+
+use std::io::{self, Cursor};
+
+use linux_loader::loader::KernelLoader;
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+
+use super::layout;
+use super::start_info::Initramfs;
+use crate::memory;
+
+/// Largest kernel image.
+const MAX_KERNEL_BYTES: u64 = 256 << 20;
+/// Most program headers; the kernel has five.
+const MAX_PROGRAM_HEADERS: usize = 64;
+/// Largest note segment.
+const MAX_NOTE_BYTES: u64 = 64 << 10;
+const PAGE: u64 = 4096;
+
+/// An image that cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The file cannot be read.
+    #[error("kernel cannot be read")]
+    ReadKernel(#[source] io::Error),
+    /// The file is too small or too large to be one.
+    #[error("kernel has {0} bytes, which no kernel has")]
+    KernelSize(u64),
+    /// The headers are not those of a kernel.
+    #[error("kernel is not an x86_64 ELF image: {0}")]
+    Header(&'static str),
+    /// linux-loader refused.
+    #[error("kernel could not be loaded")]
+    Kernel(#[source] linux_loader::loader::Error),
+    /// No PVH entry.
+    #[error("kernel has no PVH entry point (CONFIG_PVH)")]
+    NoPvhEntry,
+    /// The entry lies outside of what was loaded.
+    #[error("kernel entry point {0:#x} lies outside the kernel")]
+    Entry(u64),
+    /// The initramfs cannot be read.
+    #[error("initramfs cannot be read")]
+    ReadInitramfs(#[source] io::Error),
+    /// The initramfs is empty.
+    #[error("initramfs is empty")]
+    InitramfsEmpty,
+    /// Not enough room above the kernel.
+    #[error("initramfs of {size} bytes does not fit above the kernel's end at {kernel_end:#x}")]
+    InitramfsSize {
+        /// Its bytes.
+        size: u64,
+        /// First address behind the kernel.
+        kernel_end: u64,
+    },
+    /// Guest memory refused the bytes.
+    #[error("initramfs could not be written to guest memory")]
+    WriteInitramfs(#[source] vm_memory::GuestMemoryError),
+}
+
+/// A loaded kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kernel {
+    /// PVH entry.
+    pub entry: u32,
+    /// First address behind it, its BSS included.
+    pub end: u64,
+}
+
+/// Loads an uncompressed ELF kernel.
+///
+/// # Errors
+/// [`LoadError`].
+pub fn load_kernel(memory: &GuestMemoryMmap, image: &[u8]) -> Result<Kernel, LoadError> {
+    check_headers(image)?;
+    let loaded = Elf::load(memory, None, &mut Cursor::new(image), Some(GuestAddress(layout::HIGH_MEMORY)))
+        .map_err(LoadError::Kernel)?;
+    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+        return Err(LoadError::NoPvhEntry);
+    };
+    let entry = entry.0;
+    if !(layout::HIGH_MEMORY..loaded.kernel_end).contains(&entry) {
+        return Err(LoadError::Entry(entry));
+    }
+    let entry = u32::try_from(entry).map_err(|_| LoadError::Entry(entry))?;
+    Ok(Kernel { entry, end: loaded.kernel_end })
+}
+
+/// Checks what linux-loader trusts: the count of headers, the lengths, the addresses.
+fn check_headers(image: &[u8]) -> Result<(), LoadError> {
+    const HEADER: usize = 64;
+    const PROGRAM_HEADER: usize = 56;
+    const PT_LOAD: u32 = 1;
+    const PT_NOTE: u32 = 4;
+    let size = image.len() as u64;
+    if size < HEADER as u64 || size > MAX_KERNEL_BYTES {
+        return Err(LoadError::KernelSize(size));
+    }
+    if image.get(..6) != Some(&[0x7f, b'E', b'L', b'F', 2, 1]) || field16(image, 18) != 62 {
+        return Err(LoadError::Header("wrong magic bytes, class or machine"));
+    }
+    let count = usize::from(field16(image, 56));
+    if count == 0 || count > MAX_PROGRAM_HEADERS || usize::from(field16(image, 54)) != PROGRAM_HEADER {
+        return Err(LoadError::Header("wrong number or size of program headers"));
+    }
+    let table = usize::try_from(field64(image, 32))
+        .ok()
+        .and_then(|start| image.get(start..start.checked_add(count * PROGRAM_HEADER)?))
+        .ok_or(LoadError::Header("program headers lie outside the file"))?;
+    let mut loaded = 0u64;
+    for header in table.chunks_exact(PROGRAM_HEADER) {
+        let (kind, offset) = (field32(header, 0), field64(header, 8));
+        let (address, in_file, in_memory) = (field64(header, 24), field64(header, 32), field64(header, 40));
+        if kind != PT_LOAD && kind != PT_NOTE {
+            continue;
+        }
+        if offset.checked_add(in_file).is_none_or(|end| end > size) {
+            return Err(LoadError::Header("a segment lies outside the file"));
+        }
+        if kind == PT_NOTE && in_file > MAX_NOTE_BYTES {
+            return Err(LoadError::Header("a note segment is too long"));
+        }
+        if kind == PT_LOAD {
+            loaded = loaded.saturating_add(in_file);
+            let end = address.checked_add(in_memory.max(in_file));
+            if address < layout::HIGH_MEMORY || end.is_none_or(|end| end > layout::HOLE_START) {
+                return Err(LoadError::Header("a segment lies outside low extended memory"));
+            }
+        }
+    }
+    // Each byte of the file is loaded once at most: no header can multiply the work.
+    if loaded == 0 || loaded > size {
+        return Err(LoadError::Header("segments overlap in the file"));
+    }
+    Ok(())
+}
+
+fn field16(bytes: &[u8], at: usize) -> u16 {
+    bytes.get(at..at + 2).and_then(|field| field.try_into().ok()).map_or(0, u16::from_le_bytes)
+}
+
+fn field32(bytes: &[u8], at: usize) -> u32 {
+    bytes.get(at..at + 4).and_then(|field| field.try_into().ok()).map_or(0, u32::from_le_bytes)
+}
+
+fn field64(bytes: &[u8], at: usize) -> u64 {
+    bytes.get(at..at + 8).and_then(|field| field.try_into().ok()).map_or(0, u64::from_le_bytes)
+}
+
+/// Puts the initramfs at the top of low memory, clear of the kernel.
+///
+/// # Errors
+/// [`LoadError`].
+pub fn load_initramfs(
+    memory: &GuestMemoryMmap,
+    size: memory::Size,
+    kernel: Kernel,
+    image: &[u8],
+) -> Result<Initramfs, LoadError> {
+    let bytes = image.len() as u64;
+    if bytes == 0 {
+        return Err(LoadError::InitramfsEmpty);
+    }
+    let too_large = LoadError::InitramfsSize { size: bytes, kernel_end: kernel.end };
+    let Some(address) = size.low_bytes().checked_sub(bytes).map(|address| address & !(PAGE - 1)) else {
+        return Err(too_large);
+    };
+    if address < kernel.end {
+        return Err(too_large);
+    }
+    memory.write_slice(image, GuestAddress(address)).map_err(LoadError::WriteInitramfs)?;
+    Ok(Initramfs { address, size: bytes })
+}
+
+#[cfg(test)]
+mod tests;
