@@ -8,6 +8,7 @@
 //! | [`recipe`] | the inputs of a build, and the cache key that they make |
 //! | [`kernel`] | the build itself: source package to `vmlinux`, in a cache outside the source tree |
 //! | [`cpio`] | the archive format of an initramfs |
+//! | [`initramfs`] | what the guest's initramfs holds |
 //! | [`cache`] | where that cache is |
 //!
 //! ```text
@@ -21,6 +22,7 @@ pub mod cache;
 pub mod config;
 pub mod cpio;
 pub mod fragments;
+pub mod initramfs;
 pub mod kernel;
 pub mod recipe;
 pub mod required;
