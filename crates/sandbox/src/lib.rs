@@ -1,10 +1,13 @@
 //! Host lifecycle of a sandbox: OCI configuration -> plan -> VM -> agent -> container, and down again.
+pub mod agent;
 pub mod assets;
 pub mod channel;
 pub mod config;
 pub mod plan;
 pub mod process;
+pub mod socket;
 pub mod state;
+pub mod stdio;
 mod sys;
 pub mod tail;
 pub mod text;

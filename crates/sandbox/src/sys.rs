@@ -21,20 +21,20 @@ use tokio::io::unix::AsyncFd;
 /// linux/sched.h; libc's own constant has too narrow a type.
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
-/// Descriptor number at which the child finds its control socket.
-const CHILD_CONTROL_FD: RawFd = 3;
+/// Most descriptors that a program is given.
+const MAX_CHILD_FDS: usize = 8;
 
 /// A program to start.
 #[derive(Debug)]
 pub(crate) struct Program<'a> {
-    /// Path of the executable; the argument list is its name alone, the environment is empty.
+    /// Path of the executable.
     pub(crate) path: &'a Path,
-    /// Becomes descriptor 3.
-    pub(crate) control: BorrowedFd<'a>,
-    /// Becomes descriptors 0 and 1: `/dev/null`.
-    pub(crate) null: BorrowedFd<'a>,
-    /// Becomes descriptor 2.
-    pub(crate) stderr: BorrowedFd<'a>,
+    /// Arguments after its name.
+    pub(crate) args: &'a [String],
+    /// `KEY=VALUE`; nothing is inherited.
+    pub(crate) env: &'a [String],
+    /// Become descriptors 0, 1, 2 ...; at most [`MAX_CHILD_FDS`].
+    pub(crate) fds: &'a [BorrowedFd<'a>],
     /// cgroup v2 directory to be born in.
     pub(crate) cgroup: Option<BorrowedFd<'a>>,
     /// Whether it gets a PID namespace of its own, for which one must be root.
@@ -66,17 +66,19 @@ pub(crate) fn watch(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<Owned
 /// What clone3 says. A program that cannot be executed ends with status 127.
 pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
     // Everything that allocates is done before the clone.
+    if program.fds.len() > MAX_CHILD_FDS {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let path = CString::new(program.path.as_os_str().as_bytes())?;
     let name = program.path.file_name().unwrap_or(program.path.as_os_str());
-    let name = CString::new(name.as_bytes())?;
-    let argv = [name.as_ptr(), std::ptr::null()];
-    let envp = [std::ptr::null::<libc::c_char>()];
-    let moves = [
-        (program.null.as_raw_fd(), 0),
-        (program.null.as_raw_fd(), 1),
-        (program.stderr.as_raw_fd(), 2),
-        (program.control.as_raw_fd(), CHILD_CONTROL_FD),
-    ];
+    let args = program.args.iter().map(|arg| CString::new(arg.as_bytes()));
+    let args = std::iter::once(CString::new(name.as_bytes())).chain(args).collect::<Result<Vec<_>, _>>()?;
+    let env = program.env.iter().map(|pair| CString::new(pair.as_bytes())).collect::<Result<Vec<_>, _>>()?;
+    let pointers = |strings: &[CString]| -> Vec<*const libc::c_char> {
+        strings.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(&args), pointers(&env));
+    let fds: Vec<RawFd> = program.fds.iter().map(AsRawFd::as_raw_fd).collect();
 
     let mut pidfd: RawFd = -1;
     let mut flags = libc::CLONE_PIDFD as u64;
@@ -99,7 +101,7 @@ pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
     match pid {
         // SAFETY: this is the child of the clone; every pointer was made before it and is still alive, and argv
         // and envp end with a null pointer.
-        0 => unsafe { become_program(&path, &argv, &envp, &moves) },
+        0 => unsafe { become_program(&path, &argv, &envp, &fds) },
         1.. => {
             // SAFETY: the kernel stored a new descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
@@ -117,24 +119,28 @@ unsafe fn become_program(
     path: &CString,
     argv: &[*const libc::c_char],
     envp: &[*const libc::c_char],
-    moves: &[(RawFd, RawFd)],
+    fds: &[RawFd],
 ) -> ! {
     // SAFETY: plain system calls on descriptors that the caller borrowed for the length of the clone. Sources
-    // below 4 are first copied out of the way, so that no move overwrites a later source. Signals are reset
+    // with low numbers are first copied out of the way, so that no move overwrites a later source. Signals are reset
     // because the parent's runtime may have blocked or caught some; execve resets the caught ones.
     unsafe {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&raw mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        let mut sources = [0; 4];
-        for (source, (from, _)) in sources.iter_mut().zip(moves) {
-            *source =
-                if *from <= CHILD_CONTROL_FD { libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, 10) } else { *from };
+        let mut sources = [0; MAX_CHILD_FDS];
+        for (source, from) in sources.iter_mut().zip(fds) {
+            let low = *from < MAX_CHILD_FDS as RawFd;
+            *source = if low {
+                libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, MAX_CHILD_FDS as libc::c_int)
+            } else {
+                *from
+            };
         }
-        for (source, (_, to)) in sources.iter().zip(moves) {
+        for (to, source) in sources.iter().take(fds.len()).enumerate() {
             // dup2 clears close-on-exec on the copy.
-            if libc::dup2(*source, *to) < 0 {
+            if libc::dup2(*source, to as RawFd) < 0 {
                 libc::_exit(126);
             }
         }
@@ -154,14 +160,9 @@ mod tests {
     fn run(path: &Path) -> (Option<i32>, Vec<u8>) {
         let (mine, theirs) = UnixStream::pair().unwrap();
         let null = File::options().read(true).write(true).open("/dev/null").unwrap();
-        let program = Program {
-            path,
-            control: theirs.as_fd(),
-            null: null.as_fd(),
-            stderr: theirs.as_fd(),
-            cgroup: None,
-            new_pid_namespace: false,
-        };
+        let fds = [null.as_fd(), null.as_fd(), theirs.as_fd(), theirs.as_fd()];
+        let program =
+            Program { path, args: &[], env: &[], fds: &fds, cgroup: None, new_pid_namespace: false };
         let child = spawn(&program).unwrap();
         drop(theirs);
         let mut output = Vec::new();
@@ -181,14 +182,16 @@ mod tests {
     fn child_has_its_control_socket_and_standard_descriptors_alone() {
         let dir = tempfile::tempdir().unwrap();
         let script = dir.path().join("probe");
-        std::fs::write(&script, "#!/bin/sh\nfor f in /proc/self/fd/*; do echo ${f##*/} >&3; done\n").unwrap();
+        std::fs::write(
+            &script,
+            "#!/bin/sh\nfor n in 0 1 2 3 4 5 6 7 8 9; do [ -e /proc/$$/fd/$n ] && echo $n >&3; done\ntrue\n",
+        )
+        .unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&script, mode).unwrap();
         let (status, output) = run(&script);
         assert_eq!(status, Some(0));
-        let numbers: Vec<u32> =
-            String::from_utf8(output).unwrap().lines().filter_map(|line| line.parse().ok()).collect();
-        // The shell keeps its script open at 10 or above.
-        assert_eq!(numbers.iter().filter(|n| **n < 10).copied().collect::<Vec<_>>(), [0, 1, 2, 3]);
+        // The shell keeps its script open at 10.
+        assert_eq!(output, b"0\n1\n2\n3\n");
     }
 }

@@ -209,9 +209,9 @@ impl Vm {
         let null = File::options().read(true).write(true).open("/dev/null").map_err(prepare("/dev/null"))?;
         let spawned = sys::spawn(&Program {
             path: place.program,
-            control: control.as_fd(),
-            null: null.as_fd(),
-            stderr: stderr_write.as_fd(),
+            args: &[],
+            env: &[],
+            fds: &[null.as_fd(), null.as_fd(), stderr_write.as_fd(), control.as_fd()],
             cgroup: place.cgroup,
             new_pid_namespace: place.new_pid_namespace,
         })

@@ -1,0 +1,372 @@
+//! Standard streams of a process: from the caller's FIFOs, files or logging program to raw streams of the guest.
+//!
+//! ```text
+//! caller's FIFO  --splice-->  stream (token)  --vsock-->  stdin of the process
+//! caller's FIFO  <--splice--  stream (token)  <--vsock--  stdout, stderr (a terminal has stdout alone)
+//! ```
+//!
+//! Opening order: the caller has its ends open before it asks for the process. An output FIFO is opened for reading
+//! too, so that the opening never waits and a caller that comes back (attach) finds it alive. A writer of the stdin
+//! FIFO is held open until CloseIO, so that a caller may leave and come back without the process seeing the end.
+//!
+//! An exit is reported when both outputs have reached their end of file and the last byte is in the caller's hands;
+//! or, where nothing moves for [`STALL`], because a reader has stopped or a grandchild holds the stream open.
+
+mod copy;
+mod guest_stream;
+mod json_lines;
+mod logger;
+mod target;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use nacre_protocol::stream::Token;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::task::JoinHandle;
+
+pub use copy::Progress;
+pub use guest_stream::Dialer;
+pub use logger::LogSource;
+pub use target::{Target, TargetError};
+
+use crate::agent::Stdio;
+use crate::sys;
+use json_lines::JsonLines;
+use logger::Logger;
+
+/// How long nothing may move before an exit is reported although a stream has not ended.
+pub const STALL: Duration = Duration::from_secs(2);
+
+/// Size of the caller's output FIFOs: fewer wake-ups for the same bytes. Best effort.
+const FIFO_BYTES: usize = 256 * 1024;
+
+/// Standard streams that cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum StdioError {
+    /// A form that is not known.
+    #[error(transparent)]
+    Target(#[from] TargetError),
+    /// The caller's end cannot be opened.
+    #[error("cannot open {path} for {stream}")]
+    Open {
+        /// The path.
+        path: PathBuf,
+        /// stdin, stdout or stderr.
+        stream: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// A logging program did not start.
+    #[error("logging program {path} did not start")]
+    Logger {
+        /// The program.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// No random bytes for a stream's name.
+    #[error("cannot name a stream")]
+    Token(#[source] io::Error),
+}
+
+/// What the caller of the Task API asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StdioRequest {
+    /// The process has a terminal: stdin and stdout are its two directions.
+    pub terminal: bool,
+    /// Path of a FIFO, or empty.
+    pub stdin: String,
+    /// Any form of [`Target`].
+    pub stdout: String,
+    /// Any form of [`Target`].
+    pub stderr: String,
+}
+
+/// Where an output goes.
+enum Sink {
+    Pipe(AsyncFd<OwnedFd>),
+    File(File),
+    Json(JsonLines),
+}
+
+/// An output: its place, and its name in the guest.
+struct Output {
+    stream: &'static str,
+    sink: Sink,
+    token: Token,
+}
+
+/// The caller's ends, open, with names for the guest's.
+pub struct Opened {
+    terminal: bool,
+    stdin: Option<(AsyncFd<OwnedFd>, OwnedFd, Token)>,
+    outputs: Vec<Output>,
+    logger: Option<Logger>,
+}
+
+/// Streams that run.
+#[derive(Debug, Default)]
+pub struct Streams {
+    /// Keeps the stdin FIFO from ending.
+    stdin_writer: Option<OwnedFd>,
+    stdin: Option<JoinHandle<()>>,
+    outputs: Vec<JoinHandle<()>>,
+    progress: Arc<Progress>,
+    logger: Option<Logger>,
+}
+
+/// Opens the caller's ends.
+///
+/// # Errors
+/// See [`StdioError`].
+pub async fn open(request: &StdioRequest, source: LogSource<'_>) -> Result<Opened, StdioError> {
+    let stdin = match Target::parse(&request.stdin)? {
+        Target::None => None,
+        Target::Fifo(path) => Some(open_stdin(&path)?),
+        _ => return Err(TargetError::Scheme(crate::text::harmless(&request.stdin, 256)).into()),
+    };
+    let mut opened = Opened { terminal: request.terminal, stdin, outputs: Vec::new(), logger: None };
+    let stderr = if request.terminal { "" } else { &request.stderr };
+    for (stream, text) in [("stdout", request.stdout.as_str()), ("stderr", stderr)] {
+        let target = Target::parse(text)?;
+        if let Target::Binary { path, args } = &target
+            && opened.logger.is_none()
+        {
+            let logger = Logger::start(path, args, source).await;
+            opened.logger = Some(logger.map_err(|source| StdioError::Logger { path: path.clone(), source })?);
+        }
+        if let Some(sink) = open_sink(&target, stream, opened.logger.as_mut())? {
+            opened.outputs.push(Output { stream, sink, token: new_token()? });
+        }
+    }
+    Ok(opened)
+}
+
+fn new_token() -> Result<Token, StdioError> {
+    guest_stream::new_token().map_err(StdioError::Token)
+}
+
+fn open_stdin(path: &Path) -> Result<(AsyncFd<OwnedFd>, OwnedFd, Token), StdioError> {
+    let failed = |source| StdioError::Open { path: path.to_owned(), stream: "stdin", source };
+    let flags = libc::O_NONBLOCK;
+    let reader = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
+    if !is_fifo(&reader).map_err(failed)? {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is not a FIFO")));
+    }
+    let writer = File::options().write(true).custom_flags(flags).open(path).map_err(failed)?;
+    let reader = sys::watch(reader.into(), Interest::READABLE).map_err(failed)?;
+    Ok((reader, writer.into(), new_token()?))
+}
+
+fn open_sink(
+    target: &Target,
+    stream: &'static str,
+    logger: Option<&mut Logger>,
+) -> Result<Option<Sink>, StdioError> {
+    let path = match target {
+        Target::None => return Ok(None),
+        Target::Fifo(path) | Target::File(path) | Target::JsonFile(path) | Target::Binary { path, .. } => {
+            path
+        }
+    };
+    let failed = |source| StdioError::Open { path: path.clone(), stream, source };
+    let sink = match target {
+        Target::None => return Ok(None),
+        Target::Fifo(path) => open_output_fifo(path).map_err(failed)?,
+        Target::File(path) => Sink::File(append_to(path).map_err(failed)?),
+        Target::JsonFile(path) => Sink::Json(JsonLines::new(append_to(path).map_err(failed)?, stream)),
+        Target::Binary { .. } => {
+            let pipe = logger.and_then(|logger| match stream {
+                "stdout" => logger.stdout.take(),
+                _ => logger.stderr.take(),
+            });
+            let Some(pipe) = pipe else { return Ok(None) };
+            watch_pipe(pipe).map_err(failed)?
+        }
+    };
+    Ok(Some(sink))
+}
+
+fn open_output_fifo(path: &Path) -> io::Result<Sink> {
+    let file = File::options().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    if is_fifo(&file)? { watch_pipe(file.into()) } else { Ok(Sink::File(file)) }
+}
+
+fn watch_pipe(pipe: OwnedFd) -> io::Result<Sink> {
+    rustix::io::ioctl_fionbio(&pipe, true)?;
+    let _ = rustix::pipe::fcntl_setpipe_size(&pipe, FIFO_BYTES);
+    Ok(Sink::Pipe(sys::watch(pipe, Interest::WRITABLE)?))
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    File::options().append(true).create(true).mode(0o640).open(path)
+}
+
+fn is_fifo(file: &File) -> io::Result<bool> {
+    Ok(file.metadata()?.file_type().is_fifo())
+}
+
+impl Opened {
+    /// The streams' names, as the agent gets them.
+    pub fn for_agent(&self, size: Option<(u32, u32)>) -> Stdio {
+        let token = |stream| {
+            let output = self.outputs.iter().find(|output| output.stream == stream);
+            output.map(|output| output.token.0.to_vec()).unwrap_or_default()
+        };
+        let (columns, rows) = size.unwrap_or_default();
+        Stdio {
+            terminal: self.terminal,
+            stdin: self.stdin.as_ref().map(|(_, _, token)| token.0.to_vec()).unwrap_or_default(),
+            stdout: token("stdout"),
+            stderr: token("stderr"),
+            columns,
+            rows,
+            ..Default::default()
+        }
+    }
+
+    /// Opens the guest's ends and begins to copy, each stream in a task of its own.
+    pub fn connect(self, dialer: &Dialer) -> Streams {
+        let progress = Arc::new(Progress::default());
+        let mut streams = Streams::default();
+        streams.progress.clone_from(&progress);
+        streams.logger = self.logger;
+        if let Some((reader, writer, token)) = self.stdin {
+            streams.stdin_writer = Some(writer);
+            let (dialer, terminal) = (dialer.clone(), self.terminal);
+            streams.stdin = Some(tokio::spawn(async move {
+                log_failure("stdin", copy_stdin(&dialer, reader, token, terminal).await);
+            }));
+        }
+        for output in self.outputs {
+            let (dialer, progress) = (dialer.clone(), progress.clone());
+            streams.outputs.push(tokio::spawn(async move {
+                let stream = output.stream;
+                log_failure(stream, copy_output(&dialer, output, &progress).await);
+            }));
+        }
+        streams
+    }
+}
+
+fn log_failure(stream: &'static str, result: io::Result<()>) {
+    // A reset and a broken pipe are how either side says that it reads no further.
+    let expected = [io::ErrorKind::BrokenPipe, io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof];
+    if let Err(error) = result
+        && !expected.contains(&error.kind())
+    {
+        tracing::warn!(stream, error = &error as &dyn std::error::Error, "stream ended early");
+    }
+}
+
+async fn copy_stdin(
+    dialer: &Dialer,
+    reader: AsyncFd<OwnedFd>,
+    token: Token,
+    terminal: bool,
+) -> io::Result<()> {
+    let guest = dialer.open(token, Interest::READABLE | Interest::WRITABLE).await?;
+    let progress = Progress::default();
+    tokio::select! {
+        result = copy::splice_all(&reader, &guest, &progress) => result?,
+        // The process has closed its end: what the caller still writes has no reader.
+        closed = closed_by_reader(&guest) => return closed,
+    }
+    if !terminal {
+        // A terminal does not end with its input; the process reads until it is hung up.
+        rustix::net::shutdown(guest.get_ref(), rustix::net::Shutdown::Write)?;
+    }
+    closed_by_reader(&guest).await
+}
+
+/// Waits until the guest has closed a stream that only the host writes to.
+async fn closed_by_reader(guest: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut [0; 16])?);
+    // Bytes in this direction mean nothing; the end does.
+    while guest.async_io(Interest::READABLE, read).await? != 0 {}
+    Ok(())
+}
+
+async fn copy_output(dialer: &Dialer, output: Output, progress: &Progress) -> io::Result<()> {
+    let guest = dialer.open(output.token, Interest::READABLE).await?;
+    match output.sink {
+        Sink::Pipe(pipe) => copy::splice_all(&guest, &pipe, progress).await,
+        Sink::File(mut file) => {
+            copy::read_all(&guest, progress, |bytes| io::Write::write_all(&mut file, bytes)).await
+        }
+        Sink::Json(mut lines) => {
+            let copied = copy::read_all(&guest, progress, |bytes| lines.push(bytes)).await;
+            copied.and(lines.finish())
+        }
+    }
+}
+
+impl Streams {
+    /// The caller will write no more: the process sees the end when the FIFO is empty and has no other writer.
+    pub fn close_stdin(&mut self) {
+        self.stdin_writer = None;
+    }
+
+    /// The part that has to be waited for before an exit is reported.
+    pub fn take_drain(&mut self) -> Drain {
+        Drain { outputs: std::mem::take(&mut self.outputs), progress: self.progress.clone() }
+    }
+
+    /// Ends what still runs and waits for the logging program.
+    pub async fn finish(mut self) {
+        self.abort();
+        if let Some(logger) = self.logger.take() {
+            logger.finish().await;
+        }
+    }
+
+    fn abort(&mut self) {
+        for task in self.stdin.iter().chain(&self.outputs) {
+            task.abort();
+        }
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+/// Outputs that run until their end.
+#[derive(Debug, Default)]
+pub struct Drain {
+    outputs: Vec<JoinHandle<()>>,
+    progress: Arc<Progress>,
+}
+
+impl Drain {
+    /// Waits for the end of every output, as long as something moves; returns the outputs that still run.
+    pub async fn wait(mut self) -> Self {
+        let mut seen = self.progress.bytes();
+        while let Some(task) = self.outputs.last_mut() {
+            match tokio::time::timeout(STALL, task).await {
+                Ok(_) => drop(self.outputs.pop()),
+                Err(_) if self.progress.bytes() == seen => break,
+                Err(_) => seen = self.progress.bytes(),
+            }
+        }
+        self
+    }
+}
+
+impl Drop for Drain {
+    fn drop(&mut self) {
+        self.outputs.iter().for_each(JoinHandle::abort);
+    }
+}
+
+#[cfg(test)]
+mod tests;
