@@ -281,14 +281,6 @@ impl DeviceQueue {
         self.queue.enable_notification(memory).map_err(QueueError::Used)
     }
 
-    /// Tells the driver that it need not notify: the device looks by itself.
-    ///
-    /// # Errors
-    /// [`QueueError::Used`] where the wish cannot be written.
-    pub(crate) fn need_no_kick(&mut self, memory: &GuestMemoryMmap) -> Result<(), QueueError> {
-        self.queue.disable_notification(memory).map_err(QueueError::Used)
-    }
-
     /// VIRTQ_AVAIL_F_NO_INTERRUPT, a hint that virtio-queue leaves out.
     fn interrupts_off(&self, memory: &GuestMemoryMmap) -> bool {
         let flags: Result<u16, _> = memory.load(GuestAddress(self.queue.avail_ring()), Ordering::Relaxed);

@@ -100,8 +100,8 @@ impl<'m> GuestIoVec<'m> {
         self.len = self.len.min(count);
     }
 
-    /// Copies the bytes out, for what a descriptor cannot take now.
-    pub(crate) fn copy_to(&self, out: &mut impl Extend<u8>) {
+    /// Copies the bytes out piece by piece, for what a descriptor cannot take now.
+    pub(crate) fn copy_out(&self, mut take: impl FnMut(&[u8])) {
         let mut piece = [0u8; 4096];
         for buffer in &self.buffers {
             let mut done = 0;
@@ -114,7 +114,7 @@ impl<'m> GuestIoVec<'m> {
                     let from = buffer.iov_base.cast::<u8>().add(done);
                     std::ptr::copy_nonoverlapping(from, piece.as_mut_ptr(), count);
                 }
-                out.extend(piece.iter().take(count).copied());
+                take(piece.get(..count).unwrap_or_default());
                 done += count;
             }
         }
@@ -332,7 +332,7 @@ mod tests {
             list.advance(skip);
             list.truncate(keep);
             let mut copy = Vec::new();
-            list.copy_to(&mut copy);
+            list.copy_out(|bytes| copy.extend_from_slice(bytes));
             let expected: Vec<u8> = whole.into_iter().skip(skip).take(keep).collect();
             prop_assert_eq!(list.len(), expected.len());
             prop_assert_eq!(copy, expected);

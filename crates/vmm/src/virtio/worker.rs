@@ -73,7 +73,12 @@ impl Poller {
         Ok(self.0.add(fd, EpollEvent::new(events, token))?)
     }
 
-    /// Watches a descriptor no more.
+    /// Changes what is waited for on a watched descriptor.
+    pub(crate) fn modify(&self, fd: impl AsFd, token: u64, events: EpollFlags) -> io::Result<()> {
+        Ok(self.0.modify(fd, &mut EpollEvent::new(events, token))?)
+    }
+
+    /// Watches a descriptor no more. Closing one does not do it where another process has it too.
     pub(crate) fn delete(&self, fd: impl AsFd) -> io::Result<()> {
         Ok(self.0.delete(fd)?)
     }
@@ -246,6 +251,24 @@ fn run(control: &Control, poller: &Poller, serve: &mut impl Serve) {
             }
         };
     }
+}
+
+/// Lets a device work on its caller's thread until it has nothing to do, for tests without threads.
+#[cfg(test)]
+pub(crate) fn settle(poller: &Poller, serve: &mut impl Serve) -> Result<Next, QueueError> {
+    let mut next = Next::Again;
+    let mut events = [EpollEvent::empty(); EVENTS];
+    for _ in 0..10_000 {
+        let count = poller.wait(&mut events, Next::Again);
+        if count == 0 && next != Next::Again {
+            return Ok(next);
+        }
+        for event in events.iter().take(count) {
+            serve.ready(event.data(), event.events());
+        }
+        next = serve.turn()?;
+    }
+    panic!("the device is never done");
 }
 
 /// A non-blocking event.
