@@ -1,0 +1,209 @@
+//! The start message: what to serve, with its descriptors, on the socket that the owner left open.
+
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+
+use nacre_protocol::control::{MAX_FDS, MAX_MESSAGE};
+use nacre_protocol::fs::{MAX_SHARES, START_FD, Start, StartReply};
+use nacre_protocol::id::{ContainerId, IdError};
+use nacre_protocol::vm::FdIndex;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockType, getsockopt, recv, recvmsg, send, sockopt};
+use vhost_fs::vhost_user::Listener;
+
+use crate::sys;
+
+/// A start that cannot be.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    #[error("descriptor {START_FD} is not a seqpacket socket")]
+    NoSocket(#[source] io::Error),
+    #[error("the socket to the owner failed")]
+    Socket(#[source] io::Error),
+    #[error("the owner hung up before it sent the start message")]
+    HungUp,
+    #[error("the message or its descriptors were cut off")]
+    Truncated,
+    #[error("the message does not parse")]
+    Parse(#[source] serde_json::Error),
+    #[error("descriptor {} did not come, or is named twice", .0.0)]
+    NoDescriptor(FdIndex),
+    #[error("{0} shares are more than {MAX_SHARES}")]
+    TooManyShares(usize),
+    #[error("share name {0:?} cannot be one")]
+    ShareName(String, #[source] IdError),
+    #[error("share name {0:?} stands twice")]
+    SameName(String),
+}
+
+/// One share, its descriptor taken out of the message.
+pub(crate) struct ShareFile {
+    pub(crate) name: ContainerId,
+    pub(crate) file: OwnedFd,
+    pub(crate) read_only: bool,
+}
+
+/// What the owner asked for.
+pub(crate) struct Started {
+    pub(crate) listener: Listener,
+    pub(crate) shares: Vec<ShareFile>,
+}
+
+/// The owner's end of things.
+pub(crate) struct Owner(OwnedFd);
+
+impl Owner {
+    /// Takes descriptor [`START_FD`].
+    pub(crate) fn inherited() -> Result<Self, StartError> {
+        let socket = sys::inherited(START_FD).map_err(StartError::NoSocket)?;
+        match getsockopt(&socket, sockopt::SockType) {
+            Ok(SockType::SeqPacket) => Ok(Self(socket)),
+            Ok(_) => Err(StartError::NoSocket(io::Error::from(nix::errno::Errno::EPROTOTYPE))),
+            Err(errno) => Err(StartError::NoSocket(errno.into())),
+        }
+    }
+
+    pub(crate) fn try_clone(&self) -> Result<Self, StartError> {
+        self.0.try_clone().map(Self).map_err(StartError::Socket)
+    }
+
+    /// Receives and checks the one start message.
+    pub(crate) fn receive(&self) -> Result<Started, StartError> {
+        let (bytes, fds) = self.receive_bytes()?;
+        let start: Start = serde_json::from_slice(&bytes).map_err(StartError::Parse)?;
+        check(&start)?;
+        let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
+        let mut take = |index: FdIndex| {
+            let place = usize::try_from(index.0).ok().and_then(|index| fds.get_mut(index));
+            place.and_then(Option::take).ok_or(StartError::NoDescriptor(index))
+        };
+        let listener = Listener::from(std::os::unix::net::UnixListener::from(take(start.listener)?));
+        let mut shares = Vec::new();
+        for share in start.shares {
+            let name =
+                share.name.parse().map_err(|error| StartError::ShareName(share.name.clone(), error))?;
+            shares.push(ShareFile { name, file: take(share.file)?, read_only: share.read_only });
+        }
+        Ok(Started { listener, shares })
+    }
+
+    fn receive_bytes(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), StartError> {
+        let mut buffer = vec![0; MAX_MESSAGE];
+        let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
+        let mut slices = [IoSliceMut::new(&mut buffer)];
+        let message =
+            recvmsg::<()>(self.0.as_raw_fd(), &mut slices, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)
+                .map_err(|errno| StartError::Socket(errno.into()))?;
+        let mut fds = Vec::new();
+        for control in message.cmsgs().map_err(|_| StartError::Truncated)? {
+            if let ControlMessageOwned::ScmRights(raw) = control {
+                fds.extend(raw.into_iter().map(sys::received));
+            }
+        }
+        let cut = message.flags.intersects(MsgFlags::MSG_TRUNC | MsgFlags::MSG_CTRUNC);
+        let count = message.bytes;
+        if cut {
+            return Err(StartError::Truncated);
+        }
+        if count == 0 {
+            return Err(StartError::HungUp);
+        }
+        buffer.truncate(count);
+        Ok((buffer, fds))
+    }
+
+    /// Tells the owner that the server serves, or why not.
+    pub(crate) fn reply(&self, reply: &StartReply) -> Result<(), StartError> {
+        let bytes = serde_json::to_vec(reply).map_err(StartError::Parse)?;
+        send(self.0.as_raw_fd(), &bytes, MsgFlags::MSG_NOSIGNAL)
+            .map_err(|errno| StartError::Socket(errno.into()))?;
+        Ok(())
+    }
+
+    /// Returns when the owner has closed its end.
+    pub(crate) fn wait_until_gone(&self) {
+        let mut byte = [0];
+        // A further message has no meaning and is dropped; an error is an end too.
+        while recv(self.0.as_raw_fd(), &mut byte, MsgFlags::empty()).is_ok_and(|count| count > 0) {}
+    }
+}
+
+fn check(start: &Start) -> Result<(), StartError> {
+    if start.shares.len() > MAX_SHARES {
+        return Err(StartError::TooManyShares(start.shares.len()));
+    }
+    let mut names: Vec<&str> = start.shares.iter().map(|share| share.name.as_str()).collect();
+    names.sort_unstable();
+    match names.windows(2).find(|pair| pair[0] == pair[1]) {
+        Some(pair) => Err(StartError::SameName(pair[0].to_owned())),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSlice;
+    use std::os::unix::net::UnixListener;
+
+    use nacre_protocol::fs::Share;
+    use nix::sys::socket::{AddressFamily, ControlMessage, SockFlag, sendmsg, socketpair};
+
+    use super::*;
+
+    fn pair() -> (OwnedFd, Owner) {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        (ours, Owner(theirs))
+    }
+
+    fn send_start(socket: &OwnedFd, start: &Start, fds: &[RawFd]) {
+        let bytes = serde_json::to_vec(start).unwrap();
+        sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(&bytes)],
+            &[ControlMessage::ScmRights(fds)],
+            MsgFlags::empty(),
+            None,
+        )
+        .unwrap();
+    }
+
+    fn share(name: &str, index: u32) -> Share {
+        Share { name: name.into(), file: FdIndex(index), read_only: true }
+    }
+
+    fn outcome(shares: Vec<Share>) -> Result<Started, StartError> {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        let file = std::fs::File::open(dir.path()).unwrap();
+        let (socket, owner) = pair();
+        let start = Start { listener: FdIndex(0), shares };
+        send_start(&socket, &start, &[listener.as_raw_fd(), file.as_raw_fd()]);
+        owner.receive()
+    }
+
+    #[test]
+    fn descriptors_are_taken_by_their_index() {
+        let started = outcome(vec![share("a", 1)]).unwrap();
+        assert_eq!(started.shares.len(), 1);
+        assert_eq!(started.shares[0].name.as_str(), "a");
+    }
+
+    #[test]
+    fn f01_share_name_with_a_path_is_refused() {
+        assert!(matches!(outcome(vec![share("../a", 1)]), Err(StartError::ShareName(..))));
+    }
+
+    #[test]
+    fn same_name_or_descriptor_twice_is_refused() {
+        assert!(matches!(outcome(vec![share("a", 1), share("a", 1)]), Err(StartError::SameName(_))));
+        assert!(matches!(outcome(vec![share("a", 1), share("b", 1)]), Err(StartError::NoDescriptor(_))));
+        assert!(matches!(outcome(vec![share("a", 9)]), Err(StartError::NoDescriptor(_))));
+    }
+
+    #[test]
+    fn owner_that_hangs_up_is_noticed() {
+        let (socket, owner) = pair();
+        drop(socket);
+        assert!(matches!(owner.receive(), Err(StartError::HungUp)));
+    }
+}

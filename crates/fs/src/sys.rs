@@ -1,0 +1,49 @@
+//! The unsafe parts: raw descriptors that arrive from outside.
+#![expect(unsafe_code, reason = "descriptors arrive as numbers")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// Takes over the descriptor that this process was started with, and closes all others but the standard streams.
+/// Call it first, when nothing else has been opened.
+pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
+    let above = fd.unsigned_abs() + 1;
+    // SAFETY: the call takes three numbers; nothing in this process owns a descriptor above `fd` yet.
+    if unsafe { libc::syscall(libc::SYS_close_range, above, u32::MAX, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the number is only asked about here, and fcntl reports a closed one as an error.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
+    // A copy with close-on-exec: the number itself stays as it was started, and nothing is executed later.
+    borrowed.try_clone_to_owned()
+}
+
+/// Takes over a descriptor that recvmsg(2) has just made.
+pub(crate) fn received(fd: RawFd) -> OwnedFd {
+    // SAFETY: the kernel made the descriptor for this message and nothing else knows its number.
+    unsafe { OwnedFd::from_raw_fd(fd) }
+}
+
+/// Makes a detached mount and all below it `nosuid`, `nodev` and, where asked, read-only (mount_setattr(2)).
+pub(crate) fn restrict_mount(mount: &OwnedFd, read_only: bool) -> io::Result<()> {
+    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: 0,
+    };
+    // SAFETY: the descriptor is open, the path is a constant C string, and `attributes` is a mount_attr of the size
+    // that is passed, alive for the call; the kernel only reads it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
