@@ -1,1 +1,15 @@
-//! Fixtures.
+//! Fixtures of the end-to-end tests: an installation to test, and what a test may leave behind.
+//!
+//! The tests are in `e2e/`, run by `cargo xtask e2e` where KVM works, with the installed binaries on PATH and
+//! `NACRE_TEST_IMAGE` naming an image with busybox and python3.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`sandbox`] | [`TestSandbox`]: a data directory with the image, `nacre` commands in it, logs on failure |
+//! | [`traces`] | [`Traces`]: processes, mounts, cgroups, sockets, links and files that nacre has on the machine |
+
+pub mod sandbox;
+pub mod traces;
+
+pub use sandbox::{Outcome, TestSandbox};
+pub use traces::{Traces, pids};

@@ -46,12 +46,8 @@ fn build_kernel(project: &Project, to: &Path) -> Result<()> {
 
 fn build_initramfs(project: &Project, to: &Path) -> Result<()> {
     let agent = static_binary(project, "nacre-agent", "nacre-agent")?;
-    let mut archive = nacre_guest_kernel_config::cpio::Archive::new();
-    archive.directory("dev", 0o755)?;
-    // The kernel gives PID 1 this file as its standard streams before anything is mounted.
-    archive.character_device("dev/console", 0o600, 5, 1)?;
-    archive.file("init", 0o755, &fs::read(&agent)?)?;
-    write_if_changed(to, &archive.finish()?)
+    let image = nacre_guest_kernel_config::initramfs::build(&fs::read(&agent)?)?;
+    write_if_changed(to, &image)
 }
 
 /// Copies a file unless the target has the same bytes: a build that changes nothing touches nothing.

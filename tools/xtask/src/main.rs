@@ -6,10 +6,13 @@
 //! | [`guest`] | `guest`: kernel and initramfs of the guest |
 //! | [`install`] | `build`: the binaries, laid out as an installation |
 //! | [`lab`] | `lab`: a machine with a working /dev/kvm, here or emulated |
+//! | [`demo`], [`suite`], [`bench`] | `demo`, `test` and `e2e`, `bench` |
 //!
 //! [`project`] knows the places, [`packages`] what the host must have, [`process`] runs programs.
 
+mod bench;
 mod check;
+mod demo;
 mod guest;
 mod install;
 mod lab;
@@ -17,7 +20,9 @@ mod packages;
 mod probe;
 mod process;
 mod project;
+mod suite;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -42,6 +47,24 @@ enum Task {
     Build,
     /// Run a command as root where /dev/kvm works, with nacre on its PATH
     Lab(lab::Options),
+    /// Everything there is to test; the last line is `N passed, N failed`
+    Test(suite::Options),
+    /// Only the end-to-end tests
+    E2e(suite::Options),
+    /// Build everything and run an image of a real registry in its own micro-VM
+    Demo,
+    /// Measure nacre and its peers in one run
+    Bench {
+        /// Write the figures to this file
+        #[arg(long)]
+        json: Option<PathBuf>,
+    },
+    /// The half of `bench` that runs where KVM works
+    #[command(hide = true)]
+    BenchInside {
+        /// Where the samples go
+        results: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -61,5 +84,10 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Guest => guest::build(&project).map(|_| ExitCode::SUCCESS),
         Task::Build => install::build(&project).map(|()| ExitCode::SUCCESS),
         Task::Lab(options) => lab::run(&project, &options),
+        Task::Test(options) => suite::test(&project, &options),
+        Task::E2e(options) => suite::e2e(&project, &options),
+        Task::Demo => demo::run(&project),
+        Task::Bench { json } => bench::run(&project, json.as_deref()),
+        Task::BenchInside { results } => bench::measure(&project, &results).map(|()| ExitCode::SUCCESS),
     }
 }

@@ -34,10 +34,13 @@ pub(crate) struct Options {
     no_tests: bool,
 }
 
+/// A step's name and work.
+type Step<'a> = (&'a str, Box<dyn Fn() -> Result<()> + 'a>);
+
 /// Runs every step, and tells all that failed at the end.
 pub(crate) fn run_all(project: &Project, options: &Options) -> Result<ExitCode> {
     packages::ensure(&[Need::Compile])?;
-    let mut steps: Vec<(&str, Box<dyn Fn() -> Result<()> + '_>)> = vec![
+    let mut steps: Vec<Step<'_>> = vec![
         ("format", Box::new(|| run(cargo(project).args(["fmt", "--all", "--check"])))),
         ("spelling", Box::new(|| spelling::check(project))),
         ("links", Box::new(|| links::check(project))),

@@ -105,7 +105,7 @@ impl Job {
 }
 
 /// Status of a job that ran out of time, as `timeout` has it.
-const TIMED_OUT: i32 = 124;
+pub(crate) const TIMED_OUT: i32 = 124;
 
 /// Carries out `cargo xtask lab`.
 pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {

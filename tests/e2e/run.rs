@@ -1,0 +1,150 @@
+//! `nacre run`: what goes in and comes out.
+
+use nacre_tests::TestSandbox;
+
+#[test]
+fn output_and_error_stay_apart() {
+    let out = TestSandbox::new().sh("echo out; echo err >&2").ok();
+    assert_eq!((out.stdout.as_str(), out.stderr.as_str()), ("out\n", "err\n"));
+}
+
+#[test]
+fn exit_status_passes_through() {
+    assert_eq!(TestSandbox::new().sh("exit 42").status, 42);
+}
+
+#[test]
+fn process_ended_by_a_signal_gives_128_and_its_number() {
+    assert_eq!(TestSandbox::new().run(&["--init"], &["sh", "-c", "kill -9 $$"]).status, 137);
+}
+
+#[test]
+fn kernel_is_the_guest_s_own() {
+    let host = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let guest = TestSandbox::new().run(&[], &["uname", "-r"]).ok();
+    assert!(guest.text().ends_with("-guest"), "{guest:?}");
+    assert_ne!(guest.text(), host.trim());
+}
+
+#[test]
+fn program_is_pid_1_of_its_namespace() {
+    assert_eq!(TestSandbox::new().sh("echo $$").ok().text(), "1");
+}
+
+#[test]
+fn standard_input_arrives_with_its_end() {
+    let sandbox = TestSandbox::new();
+    let out =
+        sandbox.nacre_with_input(&["run", "--rm", "-i", &TestSandbox::image(), "cat"], b"one\ntwo").ok();
+    assert_eq!(out.stdout, "one\ntwo");
+}
+
+#[test]
+fn without_i_standard_input_is_empty() {
+    let sandbox = TestSandbox::new();
+    let out = sandbox.nacre_with_input(&["run", "--rm", &TestSandbox::image(), "cat"], b"text").ok();
+    assert_eq!(out.stdout, "");
+}
+
+#[test]
+fn megabytes_of_output_arrive_whole() {
+    let out = TestSandbox::new().sh("seq 1 300000").ok();
+    let sum: u64 = out.stdout.lines().map(|line| line.parse::<u64>().unwrap()).sum();
+    assert_eq!(sum, 300_000 * 300_001 / 2);
+}
+
+#[test]
+fn environment_directory_and_user_are_set() {
+    let options = ["-e", "COLOUR=white", "-w", "/tmp", "-u", "65534:65534"];
+    let out = TestSandbox::new().run(&options, &["sh", "-c", "echo $COLOUR $PWD $(id -u) $(id -g)"]).ok();
+    assert_eq!(out.text(), "white /tmp 65534 65534");
+}
+
+#[test]
+fn user_is_looked_up_in_the_image() {
+    assert_eq!(TestSandbox::new().run(&["-u", "nobody"], &["id", "-u"]).ok().text(), "65534");
+}
+
+#[test]
+fn entrypoint_replaces_the_program() {
+    assert_eq!(TestSandbox::new().run(&["--entrypoint", "echo"], &["hello"]).ok().text(), "hello");
+}
+
+#[test]
+fn hostname_is_set() {
+    assert_eq!(TestSandbox::new().run(&["--hostname", "pearl"], &["hostname"]).ok().text(), "pearl");
+}
+
+#[test]
+fn read_only_root_refuses_writes() {
+    let out = TestSandbox::new().run(&["--read-only"], &["sh", "-c", "touch /x"]);
+    assert_ne!(out.status, 0);
+    assert!(out.stderr.contains("Read-only file system"), "{out:?}");
+}
+
+#[test]
+fn tmpfs_is_writable_below_a_read_only_root() {
+    let options = ["--read-only", "--tmpfs", "/scratch"];
+    TestSandbox::new().run(&options, &["sh", "-c", "echo x > /scratch/x"]).ok();
+}
+
+#[test]
+fn writes_do_not_reach_the_next_container() {
+    let sandbox = TestSandbox::new();
+    sandbox.sh("echo x > /root/x").ok();
+    assert_ne!(sandbox.sh("test -e /root/x").status, 0);
+}
+
+#[test]
+fn volume_is_shared_both_ways() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("in"), "from the host").unwrap();
+    let volume = format!("{}:/data", dir.path().display());
+    TestSandbox::new().run(&["-v", &volume], &["sh", "-c", "cp /data/in /data/out"]).ok();
+    assert_eq!(std::fs::read_to_string(dir.path().join("out")).unwrap(), "from the host");
+}
+
+#[test]
+fn f10_read_only_volume_cannot_be_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let volume = format!("{}:/data:ro", dir.path().display());
+    let out = TestSandbox::new().run(&["-v", &volume], &["touch", "/data/x"]);
+    assert_ne!(out.status, 0);
+    assert!(!dir.path().join("x").exists());
+}
+
+#[test]
+fn capabilities_are_docker_s_default_and_can_be_dropped() {
+    let sandbox = TestSandbox::new();
+    let bounding = |options: &[&str]| {
+        let out = sandbox.run(options, &["sh", "-c", "grep CapBnd /proc/self/status"]).ok();
+        u64::from_str_radix(out.text().rsplit('\t').next().unwrap(), 16).unwrap()
+    };
+    assert_eq!(bounding(&[]), 0xa804_25fb);
+    assert_eq!(bounding(&["--cap-drop", "ALL"]), 0);
+}
+
+#[test]
+fn default_seccomp_profile_is_on_and_can_be_switched_off() {
+    let sandbox = TestSandbox::new();
+    let mode = |options: &[&str]| {
+        let out = sandbox.run(options, &["sh", "-c", "grep Seccomp: /proc/self/status"]).ok();
+        out.text().rsplit('\t').next().unwrap().to_owned()
+    };
+    assert_eq!(mode(&[]), "2");
+    assert_eq!(mode(&["--security-opt", "seccomp=unconfined"]), "0");
+}
+
+#[test]
+fn ulimit_is_set() {
+    assert_eq!(
+        TestSandbox::new().run(&["--ulimit", "nofile=100:200"], &["sh", "-c", "ulimit -n"]).ok().text(),
+        "100"
+    );
+}
+
+#[test]
+fn python_runs() {
+    let out = TestSandbox::new().run(&[], &["python3", "-c", "print(6 * 7)"]).ok();
+    assert_eq!(out.text(), "42");
+}

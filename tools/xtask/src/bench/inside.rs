@@ -1,0 +1,229 @@
+//! The half of the benchmark that runs where KVM works: it only measures and writes down every sample.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nacre_tests::{Traces, pids};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+
+use super::memory;
+use crate::process::{command, output, run};
+use crate::project::Project;
+
+/// Rounds; the first one warms caches and is dropped.
+const ROUNDS: usize = 11;
+
+/// Copies of busybox that make up the stream: some 256 MiB, and no two blocks in a row alike.
+const STREAM_COPIES: usize = 128;
+
+/// Runs one after the other that must leave nothing behind.
+const SEQUENTIAL: usize = 100;
+
+/// Guest memory is this and the guest's own share (64 MiB): 128 MiB in all.
+const MEMORY: &str = "64m";
+
+/// Every sample of each figure.
+pub(super) type Samples = BTreeMap<String, Vec<f64>>;
+
+/// Measures and writes the samples to `results`.
+pub(crate) fn measure(project: &Project, results: &Path) -> Result<()> {
+    let bench = Bench::prepare(project)?;
+    let mut samples = Samples::new();
+    for round in 0..ROUNDS {
+        eprintln!("    round {} of {ROUNDS}", round + 1);
+        let mut one = Samples::new();
+        bench.starts(&mut one)?;
+        bench.idle(&mut one)?;
+        if round > 0 {
+            for (key, values) in one {
+                samples.entry(key).or_default().extend(values);
+            }
+        }
+    }
+    bench.streams(&mut samples)?;
+    samples.insert("left_behind".into(), vec![bench.sequential()?]);
+    fs::write(results, serde_json::to_vec(&samples)?)
+        .with_context(|| format!("cannot write {}", results.display()))
+}
+
+/// Everything that is measured, in memory: waiting for the host would be counted in the host's time.
+struct Bench {
+    dir: tempfile::TempDir,
+    image: String,
+}
+
+impl Bench {
+    fn prepare(project: &Project) -> Result<Self> {
+        let dir = tempfile::Builder::new().prefix("nacre-bench-").tempdir_in("/tmp")?;
+        let copy = |from: &Path, name: &str| run(command("cp", ["-a"]).arg(from).arg(dir.path().join(name)));
+        copy(&project.install_dir(), "nacre")?;
+        copy(&project.target.join("demo/image"), "image")?;
+        let bench = Self { image: format!("oci:{}:python", dir.path().join("image").display()), dir };
+        bench.make_bundle()?;
+        run(bench.nacre().args(["pull", "-q", &bench.image]))?;
+        Ok(bench)
+    }
+
+    /// An OCI bundle with the same busybox, for the peers that take no images.
+    fn make_bundle(&self) -> Result<()> {
+        let bundle = self.bundle();
+        let bin = bundle.join("rootfs/bin");
+        fs::create_dir_all(&bin)?;
+        for dir in ["dev", "proc", "sys", "etc", "tmp"] {
+            fs::create_dir_all(bundle.join("rootfs").join(dir))?;
+        }
+        fs::copy("/usr/bin/busybox", bin.join("busybox")).context("no busybox on this machine")?;
+        for applet in ["sh", "true", "cat", "seq"] {
+            std::os::unix::fs::symlink("busybox", bin.join(applet))?;
+        }
+        run(command("runc", ["spec"]).current_dir(&bundle))?;
+        self.set_bundle_command(&["/bin/true"])
+    }
+
+    fn set_bundle_command(&self, words: &[&str]) -> Result<()> {
+        let path = self.bundle().join("config.json");
+        let mut config: Value = serde_json::from_slice(&fs::read(&path)?)?;
+        config["process"]["terminal"] = false.into();
+        config["process"]["args"] = words.into();
+        fs::write(&path, serde_json::to_vec(&config)?)
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    fn bundle(&self) -> PathBuf {
+        self.dir.path().join("bundle")
+    }
+
+    fn nacre(&self) -> Command {
+        let mut nacre = Command::new(self.dir.path().join("nacre/bin/nacre"));
+        nacre.env("NACRE_ROOT", self.dir.path().join("root")).stdin(Stdio::null());
+        nacre
+    }
+
+    fn peer(&self, runtime: &str) -> Command {
+        let mut peer = command(runtime, ["run", "--bundle"]);
+        peer.arg(self.bundle()).arg("bench").stdin(Stdio::null());
+        peer
+    }
+
+    /// One start of each runtime, whole command; ours also by phase.
+    fn starts(&self, samples: &mut Samples) -> Result<()> {
+        let phases = self.dir.path().join("phases.json");
+        let mut nacre = self.nacre();
+        nacre.args(["run", "--rm", "-m", MEMORY, "--phases"]).arg(&phases).args([&self.image, "true"]);
+        add(samples, "run_cold_ms", time(&mut nacre)?);
+        add(samples, "runc_run_ms", time(&mut self.peer("runc"))?);
+        add(samples, "crun_run_ms", time(&mut self.peer("crun"))?);
+
+        let phases: BTreeMap<String, f64> =
+            serde_json::from_slice(&fs::read(&phases)?).context("phases.json is no table of numbers")?;
+        let phase = |name: &str| phases.get(name).copied().with_context(|| format!("no phase {name}"));
+        let to_ready = phase("vm_start")? + phase("kernel")? + phase("agent")?;
+        add(samples, "vm_start_to_agent_ready_ms", to_ready);
+        add(samples, "agent_init_ms", phase("agent")?);
+        add(samples, "container_create_ms", phase("rootfs")? + phase("container")?);
+        for (name, ms) in &phases {
+            add(samples, &format!("phase_{name}_ms"), *ms);
+        }
+        Ok(())
+    }
+
+    /// The memory of a container that does nothing.
+    fn idle(&self, samples: &mut Samples) -> Result<()> {
+        let (vmms, shims) = (pids("nacre-vmm"), pids("containerd-shim"));
+        let id = output(self.nacre().args(["run", "-d", "-m", MEMORY, &self.image, "sleep", "1000"]))?;
+        let id = id.trim();
+        // Free page reporting gives back in the two seconds after the last page was freed.
+        std::thread::sleep(Duration::from_secs(5));
+        let one = |before, name| -> Result<u32> {
+            let new: Vec<u32> = pids(name).difference(before).copied().collect();
+            ensure!(new.len() == 1, "{} processes {name} instead of one", new.len());
+            Ok(new[0])
+        };
+        let vmm = memory::of(one(&vmms, "nacre-vmm")?)?;
+        let shim = memory::of(one(&shims, "containerd-shim")?)?;
+        add(samples, "host_pss_kib", vmm.own_pss_kib + shim.own_pss_kib);
+        add(samples, "vmm_pss_kib", vmm.own_pss_kib);
+        add(samples, "guest_rss_kib", vmm.guest_kib);
+        run(self.nacre().args(["rm", "-f", id]).stdout(Stdio::null()))
+    }
+
+    /// Throughput of standard output, ours and runc's in turn.
+    fn streams(&self, samples: &mut Samples) -> Result<()> {
+        let script = format!("for i in $(seq {STREAM_COPIES}); do cat /bin/busybox; done");
+        self.set_bundle_command(&["/bin/sh", "-c", &script])?;
+        let busybox = fs::read("/usr/bin/busybox")?;
+        let mut hash = Sha256::new();
+        (0..STREAM_COPIES).for_each(|_| hash.update(&busybox));
+        let expected = Stream { length: busybox.len() * STREAM_COPIES, digest: hash.finalize().to_vec() };
+        for round in 0..ROUNDS {
+            eprintln!("    stream {} of {ROUNDS}", round + 1);
+            let mut nacre = self.nacre();
+            nacre.args(["run", "--rm", &self.image, "sh", "-c", &script]);
+            let ours = expected.time(&mut nacre)?;
+            let runc = expected.time(&mut self.peer("runc"))?;
+            if round > 0 {
+                add(samples, "stdout_ratio_to_runc", runc / ours);
+                add(samples, "stdout_ms", ours);
+                add(samples, "runc_stdout_ms", runc);
+            }
+        }
+        Ok(())
+    }
+
+    /// What many runs one after the other leave on the machine.
+    fn sequential(&self) -> Result<f64> {
+        let before = Traces::now();
+        for number in 1..=SEQUENTIAL {
+            run(self.nacre().args(["run", "--rm", &self.image, "true"]))?;
+            if number % 20 == 0 {
+                eprintln!("    {number} of {SEQUENTIAL} sequential runs");
+            }
+        }
+        let left = before.left_behind();
+        for trace in &left {
+            eprintln!("    left behind: {trace}");
+        }
+        Ok(left.len() as f64)
+    }
+}
+
+fn add(samples: &mut Samples, key: &str, value: f64) {
+    samples.entry(key.to_owned()).or_default().push(value);
+}
+
+/// Milliseconds of a whole command that must succeed.
+fn time(command: &mut Command) -> Result<f64> {
+    let start = Instant::now();
+    run(command)?;
+    Ok(start.elapsed().as_secs_f64() * 1e3)
+}
+
+/// What must come out of a command.
+struct Stream {
+    length: usize,
+    digest: Vec<u8>,
+}
+
+impl Stream {
+    /// Milliseconds until all of it has arrived and the command has ended; hashed after the clock has stopped.
+    fn time(&self, command: &mut Command) -> Result<f64> {
+        let mut data = Vec::with_capacity(self.length + 1);
+        let start = Instant::now();
+        let mut child = command.stdout(Stdio::piped()).spawn()?;
+        let mut stdout = child.stdout.take().context("standard output is no pipe")?;
+        stdout.read_to_end(&mut data)?;
+        let status = child.wait()?;
+        let elapsed = start.elapsed().as_secs_f64() * 1e3;
+        ensure!(status.success(), "the stream's command failed: {status}");
+        if data.len() != self.length || Sha256::digest(&data).as_slice() != self.digest {
+            bail!("the stream arrived damaged: {} bytes of {}", data.len(), self.length);
+        }
+        Ok(elapsed)
+    }
+}

@@ -1,0 +1,78 @@
+//! `bench`: nacre and its peers, measured in one run, against the bars that must hold.
+//!
+//! ```text
+//! cargo xtask bench          builds, then runs itself where KVM works, on an instruction-counted machine:
+//!   xtask bench-inside DIR   inside.rs: copies everything to memory, measures in interleaved rounds
+//! figures.rs                 medians, spread, bars, table, JSON
+//! memory.rs                  what a process holds, without the guest's memory
+//! ```
+//!
+//! On the counted clock a millisecond is a million instructions: figures repeat whatever else the machine does,
+//! and compare programs that ran on the same clock. They are no times of real hardware.
+
+mod figures;
+mod inside;
+mod memory;
+
+use std::fs;
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::install;
+use crate::lab::{self, Clock, Job, Place};
+use crate::packages::{self, Need};
+use crate::process::step;
+use crate::project::Project;
+
+pub(crate) use inside::measure;
+
+/// A run takes some ten minutes of a core; about one in ten hangs in the emulator and is repeated.
+const LIMIT: Duration = Duration::from_secs(45 * 60);
+
+/// Measures everything and prints the table; fails where a bar does not hold.
+pub(crate) fn run(project: &Project, json: Option<&Path>) -> Result<ExitCode> {
+    install::build(project)?;
+    let place = lab::place();
+    if place == Place::Direct {
+        packages::ensure(&[Need::Direct])?;
+    }
+    let dir = project.target.join("bench");
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let demo = project.target.join("demo");
+    let script = project.root.join("tools/demo/image.sh");
+    let image = Job::new([script.display().to_string(), demo.display().to_string()]);
+    if step("test image", || lab::execute(project, place, &image, &mut lab::forward))? != 0 {
+        bail!("making the image failed");
+    }
+    let results = dir.join("samples.json");
+    step("measuring", || measure_there(project, place, &results))?;
+    let text = fs::read(&results).with_context(|| format!("cannot read {}", results.display()))?;
+    let samples = serde_json::from_slice(&text).context("the samples are no JSON")?;
+    let report = figures::Report::new(&samples, place)?;
+    print!("{}", report.table());
+    if let Some(path) = json {
+        let text = format!("{:#}\n", report.json());
+        fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(if report.holds() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Runs this program's other half where KVM works, a second time where the first one hung.
+fn measure_there(project: &Project, place: Place, results: &Path) -> Result<()> {
+    let own = std::env::current_exe().context("cannot tell where xtask is")?;
+    for _ in 0..2 {
+        // What an earlier run left must not pass for this one's.
+        let _ = fs::remove_file(results);
+        let command = [own.display().to_string(), "bench-inside".to_owned(), results.display().to_string()];
+        let job = Job { clock: Clock::Instructions, ..Job::new(command) }.timeout(LIMIT);
+        match lab::execute(project, place, &job, &mut lab::forward)? {
+            0 => return Ok(()),
+            lab::TIMED_OUT => eprintln!("    the run hung; once more"),
+            status => bail!("the measurement ended with status {status}"),
+        }
+    }
+    bail!("the measurement hung twice")
+}
