@@ -21,8 +21,28 @@
 //! - The child is `Guest::agent_exe` executed at once (clone3 or posix_spawn, close-on-exec descriptors, a
 //!   socket pair for its orders); no allocation or lock between fork and exec, since other threads run.
 //!   The child's exit signal is SIGCHLD (waitpid(2) without `__WALL` sees no other).
+//!   The program starts with default signal dispositions (PID 1 ignores SIGPIPE) and an empty signal mask, and
+//!   its user may open its own standard streams (pipes belong to root at first).
+//! - Where exec fails, the child exits with [`ExecError::exit_status`], so that the status that is reaped and the
+//!   answer to start agree.
 //! - Paths come from [`Guest`], so that tests can use a scratch directory.
 //! - On an error everything that was made is undone before the call returns.
+
+mod cgroup;
+mod channel;
+mod child;
+mod container;
+mod create;
+mod error;
+mod exec;
+mod launch;
+mod orders;
+mod passwd;
+mod plan;
+mod rootfs;
+mod seccomp;
+mod start;
+mod sys;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -31,6 +51,18 @@ use std::sync::Arc;
 use nacre_protocol::id::ContainerId;
 
 use crate::process::{Child, Children};
+
+pub use cgroup::{Cgroup, CgroupError, InvalidResources};
+pub use channel::ChannelError;
+pub use child::{exec_main, init_main};
+pub use container::{Container, RemoveError};
+pub use create::create;
+pub use error::CreateError;
+pub use exec::create_exec;
+pub use plan::{InvalidProcess, InvalidSpec};
+pub use rootfs::RootfsError;
+pub use seccomp::InvalidProfile;
+pub use start::{ExecError, Starter};
 
 /// The guest as this module sees it: made once at boot.
 #[derive(Debug, Clone)]
@@ -144,32 +176,3 @@ pub struct CreatedContainer {
     /// Microseconds of the whole call.
     pub create_us: u64,
 }
-
-// The functions and types that the base calls, in the files of their nouns and verbs:
-//
-// create.rs   pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, CreateError>
-// exec.rs     pub fn create_exec(guest: &Guest, container: &Container, input: ExecInput) -> Result<CreatedProcess, CreateError>
-// start.rs    impl Starter { pub fn start(self) -> Result<(), ExecError> }      (#[derive(Debug)], Send)
-//             dropping a Starter makes the child exit.
-//             enum ExecError { NotFound { program }, NotExecutable { program, .. }, Failed { .. } }
-//             ExecError::exit_status() -> u32: 127, 126, 126; Display as runc says it:
-//             exec: "foo": executable file not found in $PATH
-// container   impl Container (#[derive(Debug)], Send + Sync) {
-//                 pub fn cgroup(&self) -> &Cgroup
-//                 pub fn remove(&self) -> Result<(), RemoveError>  // idempotent; kills what is left in the cgroup
-//             }
-// cgroup/     impl Cgroup {
-//                 pub fn stats(&self) -> Result<nacre_protocol::rpc::agent::StatsReply, CgroupError>
-//                 pub fn freeze(&self), thaw(&self) -> Result<(), CgroupError>   // wait (bounded) for cgroup.events
-//                 pub fn update(&self, resources_json: &[u8]) -> Result<(), CgroupError>
-//                 pub fn kill_all(&self) -> Result<(), CgroupError>              // cgroup.kill
-//                 pub fn signal_all(&self, signal: rustix::process::Signal) -> Result<(), CgroupError>
-//                 pub fn pids(&self) -> Result<Vec<u32>, CgroupError>            // bounded, sub-cgroups included
-//                 pub fn oom_kills(&self) -> Result<u64, CgroupError>            // memory.events oom_kill (hierarchical)
-//                 pub fn memory_events(&self) -> Result<std::fs::File, CgroupError>  // open, for POLLPRI
-//             }
-// CreateError, CgroupError, RemoveError: thiserror enums. CreateError::Exec(ExecError) where the program is found
-// wanting at create; every variant that the request is to blame for answers true to
-// `is_invalid(&self) -> bool` (CreateError, CgroupError), which the base maps to INVALID_ARGUMENT, all else to INTERNAL.
-// child.rs    pub fn init_main() -> ExitCode-like `i32`, pub fn exec_main() -> i32: called by main for argv[1]
-//             `init` and `exec`, before any runtime exists.

@@ -1,0 +1,518 @@
+//! A container's cgroup v2: `nacre/<id>` under the guest's root.
+//!
+//! | module | owns |
+//! |---|---|
+//! | this one | the directory: make, read and write its files, freeze, kill, remove |
+//! | [`resources`] | OCI `linux.resources` as lines for those files (pure) |
+//! | [`devices`] | device rules as a BPF program (pure) |
+//! | [`stats`] | the files' figures |
+//!
+//! The container is born in its cgroup (CLONE_INTO_CGROUP), so no process is ever moved, which would cost an RCU
+//! grace period. What is below `nacre/<id>` belongs to the container and is hostile: listings and removal are bounded.
+
+mod devices;
+mod resources;
+mod stats;
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nacre_protocol::rpc::agent::StatsReply;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use rustix::time::Timespec;
+
+use super::sys::bpf;
+pub use resources::InvalidResources;
+pub(crate) use resources::Resources;
+
+/// Directory of all containers' cgroups.
+const PARENT: &str = "nacre";
+/// Controllers that every container has, for its figures.
+const CONTROLLERS: [&str; 4] = ["cpu", "io", "memory", "pids"];
+/// Longest file read: memory.stat has about 2 KiB, cgroup.procs up to 8 bytes a process.
+const MAX_FILE: usize = 1 << 20;
+/// Most processes of one listing, and most nested cgroups of a container.
+const MAX_PIDS: usize = 65_536;
+const MAX_NESTED: usize = 16_384;
+/// How long a frozen or killed cgroup may take to settle.
+const SETTLE: Duration = Duration::from_secs(10);
+
+/// A cgroup that does not do what it should.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// A call on one of its files failed.
+    #[error("{action} cgroup file {file}")]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// Which file.
+        file: String,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// A value that the kernel does not take.
+    #[error("cgroup file {file} does not take {value:?}")]
+    Value {
+        /// Which file.
+        file: String,
+        /// The value.
+        value: String,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+    /// The guest kernel has no such limit.
+    #[error("the guest kernel has no cgroup file {0}")]
+    NoSuchFile(String),
+    /// The update is not an OCI resources object.
+    #[error("resources are not valid JSON of the OCI runtime specification")]
+    Json(#[source] serde_json::Error),
+    /// The update has a value that cannot be.
+    #[error("resources")]
+    Resources(#[from] InvalidResources),
+    /// The device program was refused.
+    #[error("cgroup device program")]
+    Devices(#[source] Errno),
+    /// Processes did not freeze, thaw or die in time.
+    #[error("cgroup did not become {0} in {SETTLE:?}")]
+    Timeout(&'static str),
+    /// A limit below what is in use, with checkBeforeUpdate.
+    #[error("memory limit {limit} is below the {used} bytes in use")]
+    InUse {
+        /// The asked limit.
+        limit: u64,
+        /// The present use.
+        used: u64,
+    },
+    /// The container made more cgroups or processes than can be listed.
+    #[error("container has more than {0} {1}")]
+    TooMany(usize, &'static str),
+}
+
+impl CgroupError {
+    /// Whether the request is to blame.
+    pub fn is_invalid(&self) -> bool {
+        matches!(
+            self,
+            Self::Value { .. }
+                | Self::NoSuchFile(_)
+                | Self::Json(_)
+                | Self::Resources(_)
+                | Self::InUse { .. }
+        )
+    }
+}
+
+/// A container's cgroup.
+#[derive(Debug)]
+pub struct Cgroup {
+    /// `nacre` itself.
+    parent: OwnedFd,
+    name: String,
+    dir: OwnedFd,
+    /// The attached device program.
+    devices: Mutex<Option<OwnedFd>>,
+}
+
+impl Cgroup {
+    /// Makes `nacre/<name>` with its limits. Dropping the value leaves it; see [`Cgroup::remove`].
+    ///
+    /// # Errors
+    /// [`CgroupError`]; nothing is left then.
+    pub(crate) fn create(root: &Path, name: &str, resources: &Resources) -> Result<Self, CgroupError> {
+        let root = openat(CWD, root, dir_flags(), Mode::empty()).map_err(file_error("open", "root"))?;
+        ensure_dir(&root, PARENT)?;
+        let parent = openat(&root, PARENT, dir_flags(), Mode::empty()).map_err(file_error("open", PARENT))?;
+        enable_controllers(&parent, resources)?;
+        mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(file_error("make", name))?;
+        let dir = match openat(&parent, name, dir_flags(), Mode::empty()) {
+            Ok(dir) => dir,
+            Err(error) => {
+                let _ = unlinkat(&parent, name, AtFlags::REMOVEDIR);
+                return Err(file_error("open", name)(error));
+            }
+        };
+        let cgroup = Self { parent, name: name.to_owned(), dir, devices: Mutex::new(None) };
+        let limited =
+            cgroup.apply(resources).and_then(|()| cgroup.set_devices(&devices::program(&resources.devices)));
+        if let Err(error) = limited {
+            let _ = unlinkat(&cgroup.parent, name, AtFlags::REMOVEDIR);
+            return Err(error);
+        }
+        Ok(cgroup)
+    }
+
+    /// The directory, for CLONE_INTO_CGROUP.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Figures, named as the kernel's files are.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] where a file that every cgroup has cannot be read.
+    pub fn stats(&self) -> Result<StatsReply, CgroupError> {
+        stats::read(self)
+    }
+
+    /// Stops every process, and waits until all have stopped.
+    ///
+    /// # Errors
+    /// [`CgroupError::Timeout`] where they do not.
+    pub fn freeze(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", "1")?;
+        self.wait_for("frozen", "1", "frozen")
+    }
+
+    /// Lets every process go on.
+    ///
+    /// # Errors
+    /// [`CgroupError::Timeout`] where they do not.
+    pub fn thaw(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.freeze", "0")?;
+        self.wait_for("frozen", "0", "thawed")
+    }
+
+    /// Changes limits: only those that `resources_json` names.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; values written before the one at fault stay.
+    pub fn update(&self, resources_json: &[u8]) -> Result<(), CgroupError> {
+        let resources = serde_json::from_slice(resources_json).map_err(CgroupError::Json)?;
+        let resources = Resources::from_oci(&resources)?;
+        if let Some(limit) = resources.checked_memory_limit {
+            let used = self.read_number("memory.current")?;
+            if used > limit {
+                return Err(CgroupError::InUse { limit, used });
+            }
+        }
+        enable_controllers(&self.parent, &resources)?;
+        self.apply(&resources)?;
+        if resources.devices.is_empty() {
+            return Ok(());
+        }
+        self.set_devices(&devices::program(&resources.devices))
+    }
+
+    /// SIGKILL for every process, those being forked included.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`].
+    pub fn kill_all(&self) -> Result<(), CgroupError> {
+        self.write("cgroup.kill", "1")
+    }
+
+    /// A signal for every process that there is now.
+    ///
+    /// # Errors
+    /// [`CgroupError`] where the processes cannot be listed.
+    pub fn signal_all(&self, signal: Signal) -> Result<(), CgroupError> {
+        for pid in self.pids()? {
+            let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { continue };
+            let Ok(pidfd) = pidfd_open(pid, PidfdFlags::empty()) else { continue };
+            // The pid may have been reaped and given to a process of somebody else before the pidfd was there.
+            if self.holds(pid) {
+                // ESRCH: it has ended meanwhile.
+                let _ = pidfd_send_signal(&pidfd, signal);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a process is in this cgroup or below it.
+    fn holds(&self, pid: Pid) -> bool {
+        let Ok(text) = std::fs::read_to_string(format!("/proc/{}/cgroup", pid.as_raw_nonzero())) else {
+            return false;
+        };
+        text.lines().find_map(|line| self.relative(line.strip_prefix("0::")?)).is_some() || self.is(&text)
+    }
+
+    fn is(&self, text: &str) -> bool {
+        let suffix = format!("/{PARENT}/{}", self.name);
+        text.lines().any(|line| line.strip_prefix("0::").is_some_and(|path| path.ends_with(&suffix)))
+    }
+
+    /// The part of a `/proc/PID/cgroup` path that is below this cgroup; none where it is elsewhere or this one.
+    pub(super) fn relative<'a>(&self, path: &'a str) -> Option<&'a str> {
+        let (_, below) = path.split_once(&format!("/{PARENT}/{}/", self.name))?;
+        (!below.is_empty()).then_some(below)
+    }
+
+    /// Pids of all processes, in nested cgroups too, as the agent sees them.
+    ///
+    /// # Errors
+    /// [`CgroupError::TooMany`] above 65536 processes or 16384 cgroups.
+    pub fn pids(&self) -> Result<Vec<u32>, CgroupError> {
+        let mut pids = Vec::new();
+        for dir in self.nested()? {
+            let text = match read_at(&dir.1, "cgroup.procs") {
+                Ok(text) => text,
+                // Removed meanwhile, or threaded: the processes of a threaded cgroup are listed above it.
+                Err(Errno::NODEV | Errno::NOENT | Errno::OPNOTSUPP) => continue,
+                Err(error) => return Err(file_error("read", "cgroup.procs")(error)),
+            };
+            pids.extend(text.lines().filter_map(|line| line.parse::<u32>().ok()));
+            if pids.len() > MAX_PIDS {
+                return Err(CgroupError::TooMany(MAX_PIDS, "processes"));
+            }
+        }
+        Ok(pids)
+    }
+
+    /// Processes that the memory limit has killed, nested cgroups included.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`].
+    pub fn oom_kills(&self) -> Result<u64, CgroupError> {
+        Ok(field(&self.read("memory.events")?, "oom_kill").unwrap_or(0))
+    }
+
+    /// `memory.events`, which is ready for POLLPRI when it changes.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`].
+    pub fn memory_events(&self) -> Result<File, CgroupError> {
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        openat(&self.dir, "memory.events", flags, Mode::empty())
+            .map(File::from)
+            .map_err(file_error("open", "memory.events"))
+    }
+
+    /// Kills what is left and removes the directory and all below it. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`CgroupError::Timeout`] where a process does not die.
+    pub(crate) fn remove(&self) -> Result<(), CgroupError> {
+        match self.kill_all() {
+            Err(CgroupError::File { source: Errno::NODEV | Errno::NOENT, .. }) => return Ok(()),
+            other => other?,
+        }
+        self.wait_for("populated", "0", "empty")?;
+        // Parents come before their children in the list.
+        for (parent, dir, name) in self.nested_with_parents()?.into_iter().rev() {
+            drop(dir);
+            match parent {
+                Some(parent) => remove_dir(&parent, &name)?,
+                None => remove_dir(&self.parent, &self.name)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn nested(&self) -> Result<Vec<(String, OwnedFd)>, CgroupError> {
+        Ok(self.nested_with_parents()?.into_iter().map(|(_, dir, name)| (name, dir)).collect())
+    }
+
+    /// This cgroup and all below it, parents first.
+    fn nested_with_parents(&self) -> Result<Vec<(Option<OwnedFd>, OwnedFd, String)>, CgroupError> {
+        let copy =
+            |fd: &OwnedFd| rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(file_error("open", "directory"));
+        let mut all = vec![(None, copy(&self.dir)?, self.name.clone())];
+        let mut at = 0;
+        while let Some((_, dir, _)) = all.get(at) {
+            let children = child_dirs(dir)?;
+            let mut found = Vec::new();
+            for name in children {
+                match openat(dir, name.as_str(), dir_flags(), Mode::empty()) {
+                    Ok(child) => found.push((Some(copy(dir)?), child, name)),
+                    // Removed meanwhile.
+                    Err(Errno::NOENT | Errno::NODEV) => {}
+                    Err(error) => return Err(file_error("open", &name)(error)),
+                }
+            }
+            all.extend(found);
+            at += 1;
+            if all.len() > MAX_NESTED {
+                return Err(CgroupError::TooMany(MAX_NESTED, "cgroups"));
+            }
+        }
+        Ok(all)
+    }
+
+    fn apply(&self, resources: &Resources) -> Result<(), CgroupError> {
+        resources.writes.iter().try_for_each(|(file, value)| self.write(file, value))?;
+        let Some(weight) = &resources.io_weight else { return Ok(()) };
+        // Which of the two there is depends on the scheduler of the guest kernel's block devices.
+        for (file, lines) in [("io.bfq.weight", &weight.bfq), ("io.weight", &weight.io)] {
+            match lines.iter().try_for_each(|line| self.write(file, line)) {
+                Err(CgroupError::NoSuchFile(_)) => {}
+                other => return other,
+            }
+        }
+        Err(CgroupError::NoSuchFile("io.weight".into()))
+    }
+
+    /// Puts the new program there before the old one goes, so that no moment is without one.
+    fn set_devices(&self, program: &[bpf::Insn]) -> Result<(), CgroupError> {
+        let new = bpf::load_device_program(program).map_err(CgroupError::Devices)?;
+        let mut attached = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        bpf::attach_device_program(&self.dir, &new).map_err(CgroupError::Devices)?;
+        if let Some(old) = attached.replace(new) {
+            bpf::detach_device_program(&self.dir, &old).map_err(CgroupError::Devices)?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, file: &str) -> Result<String, CgroupError> {
+        read_at(&self.dir, file).map_err(file_error("read", file))
+    }
+
+    fn read_number(&self, file: &str) -> Result<u64, CgroupError> {
+        let text = self.read(file)?;
+        Ok(text.trim().parse().unwrap_or(u64::MAX))
+    }
+
+    fn write(&self, file: &str, value: &str) -> Result<(), CgroupError> {
+        write_at(&self.dir, file, value)
+    }
+
+    /// Waits until a field of cgroup.events has a value.
+    fn wait_for(&self, name: &str, value: &str, state: &'static str) -> Result<(), CgroupError> {
+        let deadline = Instant::now() + SETTLE;
+        let events = openat(&self.dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(file_error("open", "cgroup.events"))?;
+        loop {
+            let mut buffer = [0; 256];
+            let length =
+                rustix::io::pread(&events, &mut buffer, 0).map_err(file_error("read", "cgroup.events"))?;
+            let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
+            if field_text(&text, name) == Some(value) {
+                return Ok(());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(CgroupError::Timeout(state));
+            }
+            let left = Timespec::try_from(left).ok();
+            match poll(&mut [PollFd::new(&events, PollFlags::PRI)], left.as_ref()) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(file_error("poll", "cgroup.events")(error)),
+            }
+        }
+    }
+}
+
+fn dir_flags() -> OFlags {
+    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW
+}
+
+fn file_error(action: &'static str, file: &str) -> impl FnOnce(Errno) -> CgroupError {
+    let file = file.to_owned();
+    move |source| CgroupError::File { action, file, source }
+}
+
+fn ensure_dir(parent: &OwnedFd, name: &str) -> Result<(), CgroupError> {
+    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
+        Ok(()) | Err(Errno::EXIST) => Ok(()),
+        Err(error) => Err(file_error("make", name)(error)),
+    }
+}
+
+/// Enables the controllers that every container has and those that `resources` writes to, where the kernel has
+/// them and they are not enabled yet.
+fn enable_controllers(parent: &OwnedFd, resources: &Resources) -> Result<(), CgroupError> {
+    let read = |file| read_at(parent, file).map_err(file_error("read", file));
+    let enabled = read("cgroup.subtree_control")?;
+    let wanted = CONTROLLERS.into_iter().chain(resources.controllers());
+    let missing: Vec<&str> = wanted.filter(|name| !has_word(&enabled, name)).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let available = read("cgroup.controllers")?;
+    let mut line = String::new();
+    for name in missing {
+        if has_word(&available, name) && !line.contains(name) {
+            line.push('+');
+            line.push_str(name);
+            line.push(' ');
+        }
+    }
+    if line.is_empty() { Ok(()) } else { write_at(parent, "cgroup.subtree_control", line.trim_end()) }
+}
+
+fn has_word(text: &str, word: &str) -> bool {
+    text.split_ascii_whitespace().any(|other| other == word)
+}
+
+fn child_dirs(dir: &OwnedFd) -> Result<Vec<String>, CgroupError> {
+    let entries = match Dir::read_from(dir) {
+        Ok(entries) => entries,
+        Err(Errno::NOENT | Errno::NODEV) => return Ok(Vec::new()),
+        Err(error) => return Err(file_error("list", "directory")(error)),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(file_error("list", "directory"))?;
+        let name = entry.file_name().to_string_lossy();
+        if entry.file_type() == FileType::Directory && name != "." && name != ".." {
+            names.push(name.into_owned());
+        }
+        if names.len() > MAX_NESTED {
+            return Err(CgroupError::TooMany(MAX_NESTED, "cgroups"));
+        }
+    }
+    Ok(names)
+}
+
+/// rmdir of an empty cgroup. The last task's exit may still hold it for a moment after `populated 0`.
+fn remove_dir(parent: &OwnedFd, name: &str) -> Result<(), CgroupError> {
+    let deadline = Instant::now() + SETTLE;
+    loop {
+        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
+            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
+            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Err(error) => return Err(file_error("remove", name)(error)),
+        }
+    }
+}
+
+fn read_at(dir: &OwnedFd, file: &str) -> rustix::io::Result<String> {
+    let fd = openat(dir, file, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
+    let mut bytes = Vec::new();
+    let mut chunk = vec![0; 8192];
+    loop {
+        match rustix::io::read(&fd, &mut chunk) {
+            Ok(0) => break,
+            Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+        if bytes.len() > MAX_FILE {
+            break;
+        }
+    }
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn write_at(dir: &OwnedFd, file: &str, value: &str) -> Result<(), CgroupError> {
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    let fd = match openat(dir, file, flags, Mode::empty()) {
+        Err(Errno::NOENT) => return Err(CgroupError::NoSuchFile(file.to_owned())),
+        other => other.map_err(file_error("open", file))?,
+    };
+    match rustix::io::write(&fd, value.as_bytes()) {
+        Ok(_) => Ok(()),
+        Err(source @ (Errno::INVAL | Errno::RANGE | Errno::BUSY | Errno::NODEV | Errno::OPNOTSUPP))
+            if !file.starts_with("cgroup.") =>
+        {
+            Err(CgroupError::Value { file: file.to_owned(), value: value.to_owned(), source })
+        }
+        Err(error) => Err(file_error("write", file)(error)),
+    }
+}
+
+/// Value of `name value` in a flat-keyed file.
+fn field(text: &str, name: &str) -> Option<u64> {
+    field_text(text, name)?.parse().ok()
+}
+
+fn field_text<'a>(text: &'a str, name: &str) -> Option<&'a str> {
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
+}

@@ -1,0 +1,146 @@
+//! A container that exists: what exec, signals and removal need of it.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use nacre_protocol::id::ContainerId;
+
+use super::cgroup::{Cgroup, CgroupError};
+use super::rootfs::{RootfsError, Teardown};
+use super::seccomp::Filter;
+use crate::process::Child;
+
+/// How long a killed init may take to end.
+const KILL: Duration = Duration::from_secs(10);
+
+/// A container that could not be taken down whole.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// Its init does not die.
+    #[error("init of container {0} does not end")]
+    Init(ContainerId),
+    /// Its cgroup.
+    #[error("cgroup")]
+    Cgroup(#[from] CgroupError),
+    /// Its root file system.
+    #[error("root file system")]
+    Rootfs(#[from] RootfsError),
+}
+
+/// A container.
+#[derive(Debug)]
+pub struct Container {
+    id: ContainerId,
+    parts: Parts,
+    init: Child,
+    /// CLONE_NEW* of the namespaces that are not the agent's.
+    namespaces: u64,
+    filter: Option<Filter>,
+    personality: Option<u32>,
+}
+
+impl Container {
+    pub(super) fn new(
+        id: ContainerId,
+        parts: Parts,
+        init: Child,
+        namespaces: u64,
+        filter: Option<Filter>,
+        personality: Option<u32>,
+    ) -> Self {
+        Self { id, parts, init, namespaces, filter, personality }
+    }
+
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.parts.cgroup
+    }
+
+    /// Kills what is left of it and takes its cgroup and root file system down. Repeating it changes nothing.
+    ///
+    /// # Errors
+    /// [`RemoveError`]; a later call tries the rest again.
+    pub fn remove(&self) -> Result<(), RemoveError> {
+        if self.init.exit().is_none() && !self.init.kill_and_wait(KILL) {
+            return Err(RemoveError::Init(self.id.clone()));
+        }
+        self.parts.remove()
+    }
+
+    pub(super) fn init(&self) -> &Child {
+        &self.init
+    }
+
+    pub(super) fn namespaces(&self) -> u64 {
+        self.namespaces
+    }
+
+    pub(super) fn filter(&self) -> Option<&Filter> {
+        self.filter.as_ref()
+    }
+
+    pub(super) fn personality(&self) -> Option<u32> {
+        self.personality
+    }
+}
+
+/// What stays in the guest until it is taken down.
+#[derive(Debug)]
+pub(super) struct Parts {
+    cgroup: Cgroup,
+    rootfs: Mutex<Option<Teardown>>,
+}
+
+impl Parts {
+    fn remove(&self) -> Result<(), RemoveError> {
+        // No process, no mount namespace; no mount namespace, no mount; then the partitions are free.
+        self.cgroup.remove()?;
+        let mut rootfs = self.rootfs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(teardown) = rootfs.as_mut() {
+            teardown.run()?;
+        }
+        *rootfs = None;
+        Ok(())
+    }
+}
+
+/// Takes back what a failed creation has made, in reverse order.
+#[derive(Debug)]
+pub(super) struct Undo {
+    rootfs: Option<Teardown>,
+    cgroup: Option<Cgroup>,
+}
+
+impl Undo {
+    pub(super) fn new(rootfs: Teardown) -> Self {
+        Self { rootfs: Some(rootfs), cgroup: None }
+    }
+
+    pub(super) fn cgroup(&mut self, cgroup: Cgroup) -> &Cgroup {
+        self.cgroup.insert(cgroup)
+    }
+
+    /// Nothing is to be undone any more.
+    pub(super) fn disarm(mut self) -> Parts {
+        let cgroup = self.cgroup.take().expect("a container is complete only with its cgroup");
+        Parts { cgroup, rootfs: Mutex::new(self.rootfs.take()) }
+    }
+}
+
+impl Drop for Undo {
+    fn drop(&mut self) {
+        if let Some(cgroup) = self.cgroup.take()
+            && let Err(error) = cgroup.remove()
+        {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cgroup of a failed creation stays");
+        }
+        if let Some(mut rootfs) = self.rootfs.take()
+            && let Err(error) = rootfs.run()
+        {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "root file system of a failed creation stays"
+            );
+        }
+    }
+}

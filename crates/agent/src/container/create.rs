@@ -1,0 +1,164 @@
+//! Creating a container: plan, cgroup, root file system, then the child.
+
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, makedev, mknodat, open, openat2, unlink};
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::cgroup::Cgroup;
+use super::container::{Container, Parts, Undo};
+use super::launch::{FdList, launch};
+use super::orders::{InitTask, Orders, StdioOrders, Task};
+use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};
+use super::{ChildStdio, CreateError, CreateInput, CreatedContainer, Guest, rootfs};
+
+/// Makes a container up to, not including, the exec of its program.
+///
+/// # Errors
+/// [`CreateError`]; nothing is left then.
+pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, CreateError> {
+    let begun = Instant::now();
+    let CreateInput { id, spec_json, rootfs: source, stdio } = input;
+    let Plan { mut container, process, resources, filter, personality } = Plan::parse(&spec_json)?;
+
+    let mut fds = FdList::default();
+    let stdio = stdio_orders(stdio, &mut fds);
+    let rootfs_begun = Instant::now();
+    let prepared = rootfs::prepare(guest, &id, &source)?;
+    let rootfs_us = micros(rootfs_begun);
+    let mut undo = Undo::new(prepared.teardown);
+    let cgroup = undo.cgroup(Cgroup::create(&guest.cgroup_root, id.as_str(), &resources)?);
+    let cgroup_dir = duplicate(cgroup.dir())?;
+
+    open_sources(guest, &id, &mut container, &cgroup_dir, &mut fds)?;
+    let namespaces = container.namespaces.all();
+    let orders = Orders {
+        task: Task::Init(Box::new(InitTask { plan: container, rootfs: fds.push(prepared.mount) })),
+        process,
+        stdio,
+        personality,
+        cgroups: vec![fds.push(cgroup_dir)],
+    };
+    let init = launch(guest, "init", &orders, filter.as_ref(), fds)?;
+    let parts: Parts = undo.disarm();
+    let container = Container::new(id, parts, init.child.clone(), namespaces, filter, personality);
+    Ok(CreatedContainer { init, container: Arc::new(container), rootfs_us, create_us: micros(begun) })
+}
+
+pub(super) fn stdio_orders(stdio: ChildStdio, fds: &mut FdList) -> StdioOrders {
+    match stdio {
+        ChildStdio::Files { stdin, stdout, stderr } => {
+            StdioOrders::Files { stdin: fds.push(stdin), stdout: fds.push(stdout), stderr: fds.push(stderr) }
+        }
+        ChildStdio::Terminal { columns, rows } => StdioOrders::Terminal { columns, rows },
+    }
+}
+
+pub(super) fn duplicate(fd: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, CreateError> {
+    rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(CreateError::Orders)
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Opens what only the agent may: bind sources, namespaces to join, device nodes for a user namespace.
+fn open_sources(
+    guest: &Guest,
+    id: &nacre_protocol::id::ContainerId,
+    plan: &mut ContainerPlan,
+    cgroup: &OwnedFd,
+    fds: &mut FdList,
+) -> Result<(), CreateError> {
+    let own_cgroup_namespace = plan.namespaces.has(libc::CLONE_NEWCGROUP as u64);
+    for mount in &mut plan.mounts {
+        match &mut mount.source {
+            MountSource::Bind { path, recursive, fd } => {
+                *fd = Some(fds.push(open_bind(guest, path, *recursive)?));
+            }
+            MountSource::Cgroup { fd } if !own_cgroup_namespace => {
+                let tree = clone_tree(cgroup, false).map_err(source_error("cgroup", id.as_str()))?;
+                *fd = Some(fds.push(tree));
+            }
+            MountSource::Cgroup { .. } | MountSource::Filesystem { .. } => {}
+        }
+    }
+    for join in &mut plan.namespaces.join {
+        join.fd = Some(fds.push(open_namespace(join)?));
+    }
+    if plan.namespaces.has_user() {
+        for device in &mut plan.devices {
+            device.fd = Some(fds.push(make_device(guest, id.as_str(), device)?));
+        }
+    }
+    Ok(())
+}
+
+fn source_error(what: &'static str, path: &str) -> impl FnOnce(rustix::io::Errno) -> CreateError {
+    let path = path.to_owned();
+    move |source| CreateError::Source { what, path, source }
+}
+
+/// A copy of the mount at a shared file or directory, not attached anywhere.
+///
+/// Containers can write to what is shared, so no link is followed on the way.
+fn open_bind(guest: &Guest, path: &str, recursive: bool) -> Result<OwnedFd, CreateError> {
+    let relative = Path::new(path)
+        .strip_prefix(&guest.shares_dir)
+        .ok()
+        .filter(|relative| !relative.as_os_str().is_empty())
+        .ok_or_else(|| CreateError::BindOutside(path.to_owned()))?;
+    let error = |source| CreateError::Source { what: "bind source", path: path.to_owned(), source };
+    let shares = open(&guest.shares_dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(error)?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+    let file =
+        openat2(&shares, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve).map_err(error)?;
+    clone_tree(&file, recursive).map_err(error)
+}
+
+pub(super) fn clone_tree(file: &OwnedFd, recursive: bool) -> rustix::io::Result<OwnedFd> {
+    let mut flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
+    flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
+    open_tree(file, "", flags)
+}
+
+fn open_namespace(join: &JoinPlan) -> Result<OwnedFd, CreateError> {
+    let file = open(&*join.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+        .map_err(source_error("namespace", &join.path))?;
+    match super::sys::task::namespace_kind(&file) {
+        Ok(kind) if kind == join.kind => Ok(file),
+        _ => Err(CreateError::WrongNamespace { path: join.path.clone() }),
+    }
+}
+
+/// A device node on the agent's own tmpfs, as a mount to be bound: a user namespace may not make nodes, and nodes
+/// on a file system that it mounted itself would not work.
+fn make_device(guest: &Guest, id: &str, device: &DevicePlan) -> Result<OwnedFd, CreateError> {
+    let node = guest.state_dir.join(format!("{id}.device"));
+    let error = |source| CreateError::Source { what: "device", path: device.path.clone(), source };
+    let kind = match device.kind {
+        NodeKind::Char => FileType::CharacterDevice,
+        NodeKind::Block => FileType::BlockDevice,
+        NodeKind::Fifo => FileType::Fifo,
+    };
+    let mode = Mode::from_raw_mode(device.mode);
+    mknodat(CWD, &node, kind, mode, makedev(device.major, device.minor)).map_err(error)?;
+    let opened = || {
+        rustix::fs::chmod(&node, mode)?;
+        let (uid, gid) =
+            (rustix::process::Uid::from_raw(device.uid), rustix::process::Gid::from_raw(device.gid));
+        rustix::fs::chown(&node, Some(uid), Some(gid))?;
+        let file = open(&node, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+        fstat(&file)?;
+        clone_tree(&file, false)
+    };
+    let result = opened();
+    // The mount keeps the inode; its name is not needed any more.
+    unlink(&node).map_err(error)?;
+    result.map_err(error)
+}

@@ -1,0 +1,164 @@
+//! Making a child and bringing it to the point before its exec (the agent's side of [`super::orders`]).
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command as Program, Stdio};
+use std::time::Duration;
+
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::channel::{self, ChannelError};
+use super::orders::{Command, MAX_FDS, Orders, Report};
+use super::plan::FdRef;
+use super::seccomp::Filter;
+use super::start::Starter;
+use super::{CreateError, CreatedProcess, Guest};
+use crate::process::{Child, Spawned};
+
+/// How long any one answer may take. A shared directory on a slow host is the slowest thing in between.
+const ANSWER: Duration = Duration::from_secs(60);
+/// How long a killed child may take to end.
+const KILL: Duration = Duration::from_secs(10);
+
+/// Descriptors that go with the orders.
+#[derive(Debug, Default)]
+pub(super) struct FdList(Vec<OwnedFd>);
+
+impl FdList {
+    /// Adds one and gives its place.
+    pub(super) fn push(&mut self, fd: OwnedFd) -> FdRef {
+        self.0.push(fd);
+        // The list is limited to 253 entries when it is sent.
+        u32::try_from(self.0.len() - 1).unwrap_or(u32::MAX)
+    }
+}
+
+/// Makes a child of the agent, gives it its orders and waits until it is ready for its exec.
+///
+/// # Errors
+/// [`CreateError`]; the child has ended then.
+pub(super) fn launch(
+    guest: &Guest,
+    verb: &str,
+    orders: &Orders,
+    filter: Option<&Filter>,
+    fds: FdList,
+) -> Result<CreatedProcess, CreateError> {
+    if fds.0.len() >= MAX_FDS {
+        return Err(CreateError::TooManyFds(fds.0.len()));
+    }
+    let program = orders.process.args.first().cloned().unwrap_or_default();
+    let (ours, theirs) = channel::pair().map_err(|error| CreateError::Child("socket pair", error.into()))?;
+    let stage = spawn_stage(guest, verb, theirs)?;
+    let (child, terminal) = match converse(guest, &ours, orders, filter, fds) {
+        Ok(made) => made,
+        Err(error) => {
+            // Its first stage ends by itself once the socket is closed; this only makes it sooner.
+            stage.kill_and_wait(KILL);
+            return Err(error);
+        }
+    };
+    Ok(CreatedProcess { child, starter: Starter::new(ours, program), terminal })
+}
+
+/// Starts `nacre-agent init` or `exec` with the socket as its standard input.
+///
+/// `Command` uses posix_spawn here (no hooks between fork and exec), so no lock or allocation of this threaded
+/// process is copied, and no page table either.
+fn spawn_stage(guest: &Guest, verb: &str, socket: OwnedFd) -> Result<Child, CreateError> {
+    let error = |source| CreateError::Spawn { exe: guest.agent_exe.display().to_string(), source };
+    let mut command = Program::new(&guest.agent_exe);
+    command.arg0("nacre-agent").arg(verb).env_clear().stdin(socket).stdout(Stdio::null());
+    guest.children.spawn(|| {
+        let stage = command.spawn().map_err(error)?;
+        let pid = i32::try_from(stage.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
+        let spawned = pid.and_then(|pid| Ok(Spawned { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? }));
+        spawned.map_err(|errno| error(errno.into()))
+    })
+}
+
+fn converse(
+    guest: &Guest,
+    socket: &OwnedFd,
+    orders: &Orders,
+    filter: Option<&Filter>,
+    fds: FdList,
+) -> Result<(Child, Option<OwnedFd>), CreateError> {
+    send_orders(socket, orders, filter, &fds)?;
+    // The child has its own copies now; pipes must not be kept open here.
+    drop(fds);
+    match report(socket, "preparing")? {
+        (Report::Prepared, _) => {}
+        (other, _) => return Err(CreateError::Protocol(format!("{other:?}"))),
+    }
+    let child = guest.children.spawn(|| {
+        command(socket, Command::Go)?;
+        match report(socket, "forking")? {
+            (Report::Forked { pid }, fds) => {
+                let pidfd = fds.into_iter().next();
+                match (Pid::from_raw(pid), pidfd) {
+                    (Some(pid), Some(pidfd)) => Ok(Spawned { pid, pidfd }),
+                    _ => Err(CreateError::Protocol("forked without pid or pidfd".into())),
+                }
+            }
+            (other, _) => Err(CreateError::Protocol(format!("{other:?}"))),
+        }
+    })?;
+    let set_up = wait_until_ready(socket);
+    if set_up.is_err() {
+        child.kill_and_wait(KILL);
+    }
+    Ok((child, set_up?))
+}
+
+fn wait_until_ready(socket: &OwnedFd) -> Result<Option<OwnedFd>, CreateError> {
+    let mut terminal = None;
+    loop {
+        match report(socket, "setting up")? {
+            (Report::Terminal, fds) if terminal.is_none() => terminal = fds.into_iter().next(),
+            (Report::Ready, _) => return Ok(terminal),
+            (other, _) => return Err(CreateError::Protocol(format!("{other:?}"))),
+        }
+    }
+}
+
+fn send_orders(
+    socket: &OwnedFd,
+    orders: &Orders,
+    filter: Option<&Filter>,
+    fds: &FdList,
+) -> Result<(), CreateError> {
+    let written = || -> std::io::Result<(usize, OwnedFd)> {
+        let json = serde_json::to_vec(orders)?;
+        let mut memory = File::from(memfd_create("orders", MemfdFlags::CLOEXEC)?);
+        memory.write_all(&json)?;
+        if let Some(filter) = filter {
+            memory.write_all(&filter.to_bytes())?;
+        }
+        Ok((json.len(), memory.into()))
+    };
+    let (json, memory) =
+        written().map_err(|error| CreateError::Orders(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+    let mut all = vec![memory.as_fd()];
+    all.extend(fds.0.iter().map(AsFd::as_fd));
+    channel::send(socket, &Command::Orders { json }, &all)
+        .map_err(|error| CreateError::Child("orders", error))
+}
+
+fn command(socket: &OwnedFd, command: Command) -> Result<(), CreateError> {
+    channel::send(socket, &command, &[]).map_err(|error| CreateError::Child("orders", error))
+}
+
+/// The next report; a failure becomes the error.
+fn report(socket: &OwnedFd, phase: &'static str) -> Result<(Report, Vec<OwnedFd>), CreateError> {
+    match channel::receive(socket, Some(ANSWER)) {
+        Ok((Report::Failed(failure), _)) => Err(failure.into()),
+        Ok(other) => Ok(other),
+        Err(error @ ChannelError::Closed) => Err(CreateError::Child(phase, error)),
+        Err(error) => Err(CreateError::Child(phase, error)),
+    }
+}

@@ -1,0 +1,142 @@
+//! `linux.namespaces`, id mappings and clock offsets.
+
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType};
+use serde::{Deserialize, Serialize};
+
+use super::{FdRef, InvalidSpec};
+
+/// CLONE_NEWTIME, which libc has as a c_int beyond the others.
+pub(crate) const CLONE_NEWTIME: u64 = 0x80;
+const CLONE_NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
+
+/// Most lines of a uid_map (user_namespaces(7)).
+const MAX_ID_MAPS: usize = 340;
+
+/// Namespaces of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NamespacesPlan {
+    /// CLONE_NEW* of those that are made new; CLONE_NEWNS always.
+    pub(crate) new: u64,
+    /// Those that are joined.
+    pub(crate) join: Vec<JoinPlan>,
+    pub(crate) uid_map: Vec<IdMap>,
+    pub(crate) gid_map: Vec<IdMap>,
+    /// Lines for timens_offsets.
+    pub(crate) time_offsets: Vec<String>,
+}
+
+/// A namespace that exists.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct JoinPlan {
+    /// Its CLONE_NEW* flag.
+    pub(crate) kind: u64,
+    /// Guest path of its file.
+    pub(crate) path: String,
+    pub(crate) fd: Option<FdRef>,
+}
+
+/// One line of a uid_map or gid_map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct IdMap {
+    pub(crate) container: u32,
+    pub(crate) guest: u32,
+    pub(crate) size: u32,
+}
+
+impl NamespacesPlan {
+    pub(super) fn from_linux(linux: &Linux) -> Result<Self, InvalidSpec> {
+        let mut plan = Self {
+            new: libc::CLONE_NEWNS as u64,
+            join: Vec::new(),
+            uid_map: id_map(linux.uid_mappings().as_deref())?,
+            gid_map: id_map(linux.gid_mappings().as_deref())?,
+            time_offsets: time_offsets(linux)?,
+        };
+        let mut seen = 0;
+        for namespace in linux.namespaces().as_deref().unwrap_or_default() {
+            let kind = namespace.typ();
+            let flag = flag(kind);
+            let bad = |problem| InvalidSpec::Namespace { kind: kind.to_string(), problem };
+            if seen & flag != 0 {
+                return Err(bad("is named twice"));
+            }
+            seen |= flag;
+            match namespace.path().as_ref().and_then(|path| path.to_str()).filter(|path| !path.is_empty()) {
+                None => plan.new |= flag,
+                Some(_) if kind == LinuxNamespaceType::Mount => {
+                    return Err(bad("cannot be joined, since the root file system is its own"));
+                }
+                Some(path) => plan.join.push(JoinPlan { kind: flag, path: path.to_owned(), fd: None }),
+            }
+        }
+        plan.check_id_maps()?;
+        if !plan.time_offsets.is_empty() && plan.new & CLONE_NEWTIME == 0 {
+            return Err(InvalidSpec::Unsupported("timeOffsets without a new time namespace".into()));
+        }
+        Ok(plan)
+    }
+
+    fn check_id_maps(&self) -> Result<(), InvalidSpec> {
+        let mapped = !self.uid_map.is_empty() && !self.gid_map.is_empty();
+        let unmapped = self.uid_map.is_empty() && self.gid_map.is_empty();
+        match self.new & CLONE_NEWUSER != 0 {
+            true if !mapped => {
+                Err(InvalidSpec::IdMap("a new user namespace needs both uid and gid mappings"))
+            }
+            // With a joined user namespace they only repeat what it has.
+            false if !unmapped && !self.has(CLONE_NEWUSER) => {
+                Err(InvalidSpec::IdMap("there are mappings, but no user namespace"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the container is in a namespace of this kind other than the agent's.
+    pub(crate) fn has(&self, flag: u64) -> bool {
+        self.new & flag != 0 || self.join.iter().any(|join| join.kind == flag)
+    }
+
+    /// CLONE_NEW* of every namespace that is not the agent's.
+    pub(crate) fn all(&self) -> u64 {
+        self.join.iter().fold(self.new, |all, join| all | join.kind)
+    }
+
+    /// Whether the container's root is not the guest's.
+    pub(crate) fn has_user(&self) -> bool {
+        self.has(CLONE_NEWUSER)
+    }
+}
+
+fn flag(kind: LinuxNamespaceType) -> u64 {
+    // The enum's values are the CLONE_NEW* flags.
+    kind as u64
+}
+
+fn id_map(maps: Option<&[LinuxIdMapping]>) -> Result<Vec<IdMap>, InvalidSpec> {
+    let maps = maps.unwrap_or_default();
+    if maps.len() > MAX_ID_MAPS {
+        return Err(InvalidSpec::IdMap("more than 340 lines"));
+    }
+    maps.iter()
+        .map(|map| {
+            let map = IdMap { container: map.container_id(), guest: map.host_id(), size: map.size() };
+            let fits = |first: u32| first.checked_add(map.size).is_some();
+            if map.size == 0 || !fits(map.container) || !fits(map.guest) {
+                return Err(InvalidSpec::IdMap("a line is empty or reaches beyond the last id"));
+            }
+            Ok(map)
+        })
+        .collect()
+}
+
+fn time_offsets(linux: &Linux) -> Result<Vec<String>, InvalidSpec> {
+    let Some(offsets) = linux.time_offsets() else { return Ok(Vec::new()) };
+    let mut lines = Vec::new();
+    for (clock, offset) in offsets {
+        if !matches!(clock.as_str(), "monotonic" | "boottime") {
+            return Err(InvalidSpec::Unsupported(format!("a time offset of clock {clock:?}")));
+        }
+        lines.push(format!("{clock} {} {}", offset.secs().unwrap_or(0), offset.nanosecs().unwrap_or(0)));
+    }
+    Ok(lines)
+}
