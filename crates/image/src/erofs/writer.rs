@@ -291,3 +291,50 @@ pub(super) fn flat_layout(head: usize, size: u64) -> (Layout, u64) {
         (Layout::Plain, size)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+
+    use super::super::{DirId, NodeKind};
+    use super::*;
+
+    fn read_at<const N: usize>(blob: &File, position: u64) -> [u8; N] {
+        let mut bytes = [0; N];
+        blob.read_exact_at(&mut bytes, position).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_file_of_more_than_4_gib_keeps_its_size_and_its_end() {
+        let blob = tempfile::tempfile().unwrap();
+        let limits = WriterLimits { blob_bytes: 1 << 40, metadata_bytes: 1 << 20 };
+        let mut writer = Writer::new(&blob, limits);
+        let size = (4 << 30) + 4096 + 5;
+        let mut slot = writer.begin_file(&Attributes::default(), size).unwrap();
+        // Block and inline tail in one call.
+        writer.write_at(&mut slot, size - 10, b"0123456789").unwrap();
+        let inode = slot.inode();
+        let kind = NodeKind::Leaf { file_type: FileType::Regular, inode, linked: false };
+        writer.tree.insert(DirId::ROOT, b"big", kind).unwrap();
+        let summary = writer.finish(0).unwrap();
+
+        let at = inode.nid * SLOT as u64;
+        assert_eq!(inode.form, Form::Extended);
+        assert_eq!(read_at::<2>(&blob, at), (1u16 | (Layout::Inline as u16) << 1).to_le_bytes());
+        assert_eq!(read_at::<8>(&blob, at + 8), size.to_le_bytes());
+        assert_eq!(&read_at::<5>(&blob, at + 64), b"56789");
+        let first = u64::from(u32::from_le_bytes(read_at::<4>(&blob, at + 16)));
+        assert_eq!(&read_at::<5>(&blob, first * BLOCK_U64 + size - 10), b"01234");
+        assert!(summary.blob_len > 4 << 30);
+    }
+
+    #[test]
+    fn a_blob_of_more_blocks_than_addresses_is_refused() {
+        let blob = tempfile::tempfile().unwrap();
+        let limits = WriterLimits { blob_bytes: u64::MAX, metadata_bytes: 1 << 20 };
+        let mut writer = Writer::new(&blob, limits);
+        let refused = writer.begin_file(&Attributes::default(), 16 << 40).err();
+        assert!(matches!(refused, Some(ErofsError::BlobTooLarge { .. })));
+    }
+}

@@ -131,7 +131,7 @@ fn sparse_record(sparse: &mut PaxSparse, key: &[u8], value: &[u8]) -> Result<(),
         b"size" | b"realsize" => sparse.real_size = Some(decimal(value).ok_or(wrong)?),
         b"offset" | b"numbytes" => {
             // They come in turn; which of the two this is follows from how many there are.
-            if (key == b"offset") != (sparse.numbers.len() % 2 == 0) {
+            if (key == b"offset") != sparse.numbers.len().is_multiple_of(2) {
                 return Err(wrong);
             }
             sparse.has_map = true;

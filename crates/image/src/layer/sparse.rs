@@ -81,7 +81,7 @@ impl MapNumbers {
     /// # Errors
     /// If the ranges are not in order, not apart, beyond the end, or of another length together.
     pub(super) fn check(&self, size: u64, stored: u64) -> Result<Vec<Segment>, SparseError> {
-        if self.0.len() % 2 != 0 {
+        if !self.0.len().is_multiple_of(2) {
             return Err(SparseError::Number);
         }
         let mut segments = Vec::with_capacity(self.0.len() / 2);
