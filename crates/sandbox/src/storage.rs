@@ -1,0 +1,286 @@
+//! The root file system on the host: EROFS blobs opened for a disk, or mounts made on the bundle's directory.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags};
+use rustix::mount::{
+    MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_remount, unmount,
+};
+
+use crate::plan::rootfs::{Mount, RootfsPlan, lay_out};
+use crate::plan::{Plan, Share};
+use crate::vm::Disk;
+
+/// Serial of the disk with the layers of the root file system.
+pub const ROOTFS_DISK: &str = "rootfs";
+
+/// Magic number of an EROFS superblock, and where it stands.
+const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
+const EROFS_MAGIC_AT: u64 = 1024;
+
+/// Sector size: extents of a disk are multiples of it.
+const SECTOR: u64 = 512;
+
+/// The kernel takes one page of mount options.
+const MAX_MOUNT_DATA: usize = 4095;
+
+/// A root file system or share that cannot be given to the guest.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// A blob cannot be opened.
+    #[error("cannot open layer {path}")]
+    OpenLayer {
+        /// The blob.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A blob is none.
+    #[error("layer {path} is not an EROFS image; pull its image again")]
+    NotErofs {
+        /// The file.
+        path: PathBuf,
+    },
+    /// All layers together have more bytes than a disk can.
+    #[error("the layers are too long for one disk")]
+    TooLong,
+    /// A host path to share is not there.
+    #[error("cannot open {path}, which is mounted into the container")]
+    OpenShare {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A mount failed.
+    #[error("cannot mount {kind} on {path}")]
+    Mount {
+        /// File system type.
+        kind: String,
+        /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// More options than the kernel takes.
+    #[error("mount options of {0} bytes are more than the kernel takes")]
+    LongOptions(usize),
+}
+
+/// The disk of a layered root, and where each layer lies on it.
+#[derive(Debug)]
+pub struct LayerDisk {
+    /// For the VMM.
+    pub disk: Disk,
+    /// For the agent: offset and length of each, bottom first.
+    pub layers: Vec<(u64, u64)>,
+}
+
+/// Opens the blobs of a layered root and lays them end to end.
+///
+/// # Errors
+/// See [`StorageError`].
+pub fn open_layers(blobs: &[PathBuf]) -> Result<LayerDisk, StorageError> {
+    let mut extents = Vec::with_capacity(blobs.len());
+    for path in blobs {
+        extents.push(open_layer(path)?);
+    }
+    let lengths: Vec<u64> = extents.iter().map(|(_, length)| *length).collect();
+    let layers = lay_out(&lengths).ok_or(StorageError::TooLong)?;
+    Ok(LayerDisk { disk: Disk { id: ROOTFS_DISK.to_owned(), extents, read_only: true }, layers })
+}
+
+fn open_layer(path: &Path) -> Result<(File, u64), StorageError> {
+    let failed = |source| StorageError::OpenLayer { path: path.to_owned(), source };
+    let mut file = File::open(path).map_err(failed)?;
+    let metadata = file.metadata().map_err(failed)?;
+    let length = if metadata.file_type().is_block_device() {
+        file.seek(SeekFrom::End(0)).map_err(failed)?
+    } else {
+        metadata.len()
+    };
+    let mut magic = [0; 4];
+    let read = file.read_exact_at(&mut magic, EROFS_MAGIC_AT);
+    if read.is_err() || magic != EROFS_MAGIC || !length.is_multiple_of(SECTOR) {
+        return Err(StorageError::NotErofs { path: path.to_owned() });
+    }
+    Ok((file, length))
+}
+
+/// Opens each share, not for reading: the descriptor only says which file or directory is meant.
+///
+/// # Errors
+/// [`StorageError::OpenShare`].
+pub fn open_shares(shares: &[Share]) -> Result<Vec<OwnedFd>, StorageError> {
+    let open = |share: &Share| {
+        rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|error| StorageError::OpenShare { path: share.source.clone(), source: error.into() })
+    };
+    shares.iter().map(open).collect()
+}
+
+/// Mounts on the host; dropping it takes them down, the last first.
+#[derive(Debug, Default)]
+pub struct HostMounts {
+    points: Vec<PathBuf>,
+}
+
+impl HostMounts {
+    /// Makes the mounts of a directory root, where it has any.
+    ///
+    /// # Errors
+    /// See [`StorageError`]. What was mounted until then is taken down.
+    pub fn make(plan: &Plan) -> Result<Self, StorageError> {
+        let mut made = Self::default();
+        if let RootfsPlan::Directory { path, mounts } = &plan.rootfs {
+            if !mounts.is_empty() {
+                let failed =
+                    |source| StorageError::Mount { kind: "nothing".into(), path: path.clone(), source };
+                std::fs::create_dir_all(path).map_err(failed)?;
+            }
+            for wanted in mounts {
+                mount_one(wanted, path)?;
+                made.points.push(path.clone());
+            }
+        }
+        Ok(made)
+    }
+
+    /// The mount points, for the record on disk.
+    pub fn points(&self) -> &[PathBuf] {
+        &self.points
+    }
+}
+
+impl Drop for HostMounts {
+    fn drop(&mut self) {
+        take_down(&self.points);
+    }
+}
+
+/// Takes mounts down, the last first; never through a symbolic link (H05).
+pub fn take_down(points: &[PathBuf]) {
+    for point in points.iter().rev() {
+        let plain = unmount(point, UnmountFlags::NOFOLLOW);
+        if plain == Err(rustix::io::Errno::BUSY) {
+            let _ = unmount(point, UnmountFlags::NOFOLLOW | UnmountFlags::DETACH);
+        }
+    }
+}
+
+fn mount_one(wanted: &Mount, point: &Path) -> Result<(), StorageError> {
+    let failed = |error: rustix::io::Errno| StorageError::Mount {
+        kind: wanted.kind.clone(),
+        path: point.to_owned(),
+        source: error.into(),
+    };
+    let (flags, data) = split_options(&wanted.options);
+    if data.len() > MAX_MOUNT_DATA {
+        return Err(StorageError::LongOptions(data.len()));
+    }
+    if wanted.kind == "bind" {
+        let recursive = wanted.options.iter().any(|option| option == "rbind");
+        let bind = if recursive { mount_bind_recursive } else { mount_bind };
+        bind(&wanted.source, point).map_err(failed)?;
+        if !flags.is_empty()
+            && let Err(error) = mount_remount(point, MountFlags::BIND | flags, "")
+        {
+            take_down(&[point.to_owned()]);
+            return Err(failed(error));
+        }
+        return Ok(());
+    }
+    let data = CString::new(data).map_err(|_| failed(rustix::io::Errno::INVAL))?;
+    mount(&*wanted.source, point, &*wanted.kind, flags, Some(data.as_c_str())).map_err(failed)
+}
+
+/// Options that are flags of mount(2), and the rest as the file system takes it.
+fn split_options(options: &[String]) -> (MountFlags, String) {
+    let mut flags = MountFlags::empty();
+    let mut data: Vec<&str> = Vec::new();
+    for option in options {
+        match option.as_str() {
+            "ro" => flags |= MountFlags::RDONLY,
+            "rw" => flags -= MountFlags::RDONLY,
+            "nosuid" => flags |= MountFlags::NOSUID,
+            "nodev" => flags |= MountFlags::NODEV,
+            "noexec" => flags |= MountFlags::NOEXEC,
+            "noatime" => flags |= MountFlags::NOATIME,
+            "relatime" => flags |= MountFlags::RELATIME,
+            "bind" | "rbind" | "defaults" | "" => {}
+            other => data.push(other),
+        }
+    }
+    (flags, data.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blob(dir: &Path, name: &str, blocks: usize) -> PathBuf {
+        let mut bytes = vec![0; blocks * 4096];
+        bytes[1024..1028].copy_from_slice(&EROFS_MAGIC);
+        std::fs::write(dir.join(name), bytes).unwrap();
+        dir.join(name)
+    }
+
+    #[test]
+    fn blobs_lie_end_to_end_on_one_read_only_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = open_layers(&[blob(dir.path(), "a", 1), blob(dir.path(), "b", 3)]).unwrap();
+        assert_eq!(disk.layers, [(0, 4096), (4096, 12288)]);
+        assert!(disk.disk.read_only);
+        assert_eq!(disk.disk.extents.len(), 2);
+    }
+
+    #[test]
+    fn file_that_is_no_erofs_image_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in [("short", vec![0; 100]), ("other", vec![0; 4096])] {
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+            let error = open_layers(&[dir.path().join(name)]).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("not an EROFS image"), "{error}");
+        }
+        let odd = blob(dir.path(), "odd", 1);
+        File::options().write(true).open(&odd).unwrap().set_len(4097).unwrap();
+        assert!(matches!(open_layers(&[odd]), Err(StorageError::NotErofs { .. })));
+    }
+
+    #[test]
+    fn missing_bind_source_is_named() {
+        let share = Share { name: "m0".into(), source: "/nonexistent/dir".into(), read_only: false };
+        let error = open_shares(&[share]).unwrap_err().to_string();
+        assert_eq!(error, "cannot open /nonexistent/dir, which is mounted into the container");
+    }
+
+    #[test]
+    fn options_are_flags_or_data() {
+        let options = ["ro", "nosuid", "lowerdir=/a:/b", "xino=off"].map(str::to_owned);
+        let (flags, data) = split_options(&options);
+        assert_eq!(flags, MountFlags::RDONLY | MountFlags::NOSUID);
+        assert_eq!(data, "lowerdir=/a:/b,xino=off");
+    }
+
+    #[test]
+    fn h05_unmount_does_not_follow_a_link() {
+        let dir = tempfile::tempdir().unwrap();
+        let (target, link) = (dir.path().join("target"), dir.path().join("link"));
+        std::fs::create_dir(&target).unwrap();
+        if mount("tmpfs", &target, "tmpfs", MountFlags::empty(), None).is_err() {
+            eprintln!("skipped: mounting needs root");
+            return;
+        }
+        std::fs::write(target.join("canary"), "").unwrap();
+        std::os::unix::fs::symlink(&target, &link).unwrap();
+        take_down(&[link]);
+        assert!(target.join("canary").exists());
+        take_down(std::slice::from_ref(&target));
+        assert!(!target.join("canary").exists());
+    }
+}
