@@ -1,0 +1,277 @@
+//! What `nacre check` looks at, each with what to do about it.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use kvm_ioctls::{Cap, Kvm, VcpuExit};
+use serde::Serialize;
+
+use crate::sys::GuestMemory;
+
+/// How a point stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Verdict {
+    Ok,
+    /// nacre works, with the limit that the text tells.
+    Warning,
+    /// nacre cannot run a VM.
+    Bad,
+}
+
+/// One thing looked at.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Finding {
+    pub(crate) what: &'static str,
+    pub(crate) verdict: Verdict,
+    pub(crate) found: String,
+    /// What to do about it; empty where nothing is to be done.
+    pub(crate) advice: String,
+}
+
+impl Finding {
+    fn ok(what: &'static str, found: impl Into<String>) -> Self {
+        Self { what, verdict: Verdict::Ok, found: found.into(), advice: String::new() }
+    }
+
+    fn warning(what: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what, verdict: Verdict::Warning, found: found.into(), advice: advice.into() }
+    }
+
+    fn bad(what: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what, verdict: Verdict::Bad, found: found.into(), advice: advice.into() }
+    }
+}
+
+/// Ring-0 instructions a second below which a Linux guest does not boot in useful time. Hardware runs over 10^9,
+/// full emulation by QEMU some 10^8, the interpreting back-ends about 10^6.
+const MIN_RING0_RATE: f64 = 20.0e6;
+
+/// Rounds of the ring-0 loop, two instructions each: some 15 ms where ring 0 is interpreted, microseconds in
+/// hardware.
+const LOOP_ROUNDS: u16 = 10_000;
+
+/// Looks at everything.
+pub(crate) fn look(root: &Path) -> Vec<Finding> {
+    let mut out = kvm();
+    out.push(cgroup());
+    out.push(tun());
+    out.extend(["overlay", "erofs"].map(filesystem));
+    out.push(landlock());
+    out.push(memory());
+    out.push(assets());
+    out.push(directory(root));
+    out
+}
+
+fn kvm() -> Vec<Finding> {
+    let path = Path::new("/dev/kvm");
+    if !path.exists() {
+        let advice = if cpu_has_virtualization() {
+            "load the module: modprobe kvm_intel or kvm_amd; in a VM, ask for nested virtualization"
+        } else {
+            "this processor offers no VMX or SVM here: switch it on in the firmware, or use a machine (or an \
+             instance type) with nested virtualization"
+        };
+        return vec![Finding::bad("/dev/kvm", "not there", advice)];
+    }
+    let kvm = match Kvm::new() {
+        Ok(kvm) => kvm,
+        Err(error) if error.errno() == nix::errno::Errno::EACCES as i32 => {
+            let advice = "run as root, or join the group of /dev/kvm: usermod -aG kvm $USER";
+            return vec![Finding::bad("/dev/kvm", "no permission", advice)];
+        }
+        Err(error) => {
+            return vec![Finding::bad("/dev/kvm", format!("cannot be opened: {error}"), "see dmesg")];
+        }
+    };
+    let mut out = vec![Finding::ok("/dev/kvm", format!("API version {}", kvm.get_api_version()))];
+    let missing: Vec<_> =
+        needed_capabilities().into_iter().filter(|&(cap, _)| !kvm.check_extension(cap)).collect();
+    if !missing.is_empty() {
+        let names: Vec<_> = missing.iter().map(|(_, name)| *name).collect();
+        out.push(Finding::bad(
+            "KVM features",
+            format!("missing: {}", names.join(", ")),
+            "use Linux 5.10 or later",
+        ));
+    }
+    out.push(ring0(&kvm));
+    out
+}
+
+fn needed_capabilities() -> [(Cap, &'static str); 6] {
+    [
+        (Cap::Irqchip, "in-kernel interrupt controller"),
+        (Cap::Ioeventfd, "ioeventfd"),
+        (Cap::Irqfd, "irqfd"),
+        (Cap::UserMemory, "user memory"),
+        (Cap::SetTssAddr, "TSS address"),
+        (Cap::ImmediateExit, "immediate exit"),
+    ]
+}
+
+fn ring0(kvm: &Kvm) -> Finding {
+    const WHAT: &str = "ring 0";
+    match time_ring0(kvm) {
+        Ok(elapsed) => {
+            let rate = f64::from(LOOP_ROUNDS) * 2.0 / elapsed.as_secs_f64().max(1e-9);
+            let found = format!("{:.1} million instructions a second", rate / 1e6);
+            if rate >= MIN_RING0_RATE {
+                return Finding::ok(WHAT, format!("{found}: run by the processor"));
+            }
+            let advice = "this KVM interprets kernel code (a software back-end): Linux guests do not boot in useful \
+                          time; use a machine with hardware KVM, or the lab: cargo xtask lab -- nacre check";
+            Finding::bad(WHAT, format!("{found}: interpreted"), advice)
+        }
+        Err(error) => Finding::bad(WHAT, format!("a test VM failed: {error}"), "see dmesg for what KVM says"),
+    }
+}
+
+/// Runs a loop of real-mode code in a VM and tells how long it took, from the first instruction to the halt.
+/// The best of a few runs counts, since the first one pays for page faults.
+fn time_ring0(kvm: &Kvm) -> Result<Duration, kvm_ioctls::Error> {
+    // mov cx, ROUNDS; again: dec cx; jnz again; hlt
+    let rounds = LOOP_ROUNDS.to_le_bytes();
+    let code = [0xb9, rounds[0], rounds[1], 0x49, 0x75, 0xfd, 0xf4];
+    let memory = GuestMemory::page_with(&code).map_err(|errno| kvm_ioctls::Error::new(errno as i32))?;
+    let mut best = Duration::MAX;
+    {
+        let vm = kvm.create_vm()?;
+        memory.attach(&vm)?;
+        let mut vcpu = vm.create_vcpu(0)?;
+        let mut sregs = vcpu.get_sregs()?;
+        sregs.cs.base = 0;
+        sregs.cs.selector = 0;
+        vcpu.set_sregs(&sregs)?;
+        for _ in 0..3 {
+            let mut regs = vcpu.get_regs()?;
+            regs.rip = 0x1000;
+            regs.rflags = 2;
+            vcpu.set_regs(&regs)?;
+            let begin = Instant::now();
+            match vcpu.run()? {
+                VcpuExit::Hlt => best = best.min(begin.elapsed()),
+                _ => return Err(kvm_ioctls::Error::new(nix::errno::Errno::EIO as i32)),
+            }
+        }
+    }
+    Ok(best)
+}
+
+fn cpu_has_virtualization() -> bool {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    text.lines()
+        .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| matches!(flag, "vmx" | "svm")))
+}
+
+fn cgroup() -> Finding {
+    const WHAT: &str = "cgroups";
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    let hybrid = Path::new("/sys/fs/cgroup/unified/cgroup.procs").exists();
+    match (unified, hybrid, Path::new("/sys/fs/cgroup").exists()) {
+        (true, _, _) => Finding::ok(WHAT, "version 2"),
+        (_, true, _) => Finding::ok(WHAT, "hybrid: version 1 limits the VMs' processes"),
+        (_, _, true) if Path::new("/sys/fs/cgroup/memory").exists() => Finding::ok(WHAT, "version 1"),
+        _ => Finding::warning(
+            WHAT,
+            "not mounted",
+            "limits of the VMs' own processes do not hold: mount cgroup2",
+        ),
+    }
+}
+
+fn tun() -> Finding {
+    const WHAT: &str = "/dev/net/tun";
+    match fs::File::options().read(true).write(true).open(WHAT) {
+        Ok(_) => Finding::ok(WHAT, "usable"),
+        Err(error) => Finding::warning(
+            WHAT,
+            error.to_string(),
+            "only needed for containers with a network: modprobe tun",
+        ),
+    }
+}
+
+fn filesystem(name: &'static str) -> Finding {
+    let known = fs::read_to_string("/proc/filesystems").unwrap_or_default();
+    let there = known.lines().any(|line| line.split_whitespace().last() == Some(name));
+    let found = if there { "in the host kernel" } else { "not in the host kernel" };
+    // The guest kernel brings both: the host's matter to containerd's snapshotters alone.
+    Finding::ok(name, format!("{found} (only containerd's snapshotters need it)"))
+}
+
+fn landlock() -> Finding {
+    let there = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default().contains("landlock");
+    if there {
+        return Finding::ok("Landlock", "on");
+    }
+    Finding::warning("Landlock", "not seen", "the VMM is jailed without it too; one wall less")
+}
+
+fn memory() -> Finding {
+    const WHAT: &str = "memory";
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let mib =
+        kib.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()).map_or(0, |kib| kib >> 10);
+    if mib >= 256 {
+        return Finding::ok(WHAT, format!("{mib} MiB available"));
+    }
+    Finding::warning(WHAT, format!("{mib} MiB available"), "a container needs about 64 MiB and what it uses")
+}
+
+fn assets() -> Finding {
+    const WHAT: &str = "guest files";
+    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
+    let mut dirs: Vec<_> = std::env::var_os("NACRE_ASSETS").map(Into::into).into_iter().collect();
+    dirs.extend(beside.iter().flat_map(|bin| [bin.join("guest"), bin.join("../guest")]));
+    dirs.push("/usr/lib/nacre/guest".into());
+    let whole =
+        |dir: &std::path::PathBuf| ["vmlinux", "initramfs.cpio"].iter().all(|name| dir.join(name).is_file());
+    match dirs.iter().find(|dir| whole(dir)) {
+        Some(dir) => Finding::ok(WHAT, format!("in {}", dir.display())),
+        None => Finding::bad(
+            WHAT,
+            "no kernel and initramfs found",
+            "build them: cargo xtask guest; or set NACRE_ASSETS",
+        ),
+    }
+}
+
+fn directory(root: &Path) -> Finding {
+    const WHAT: &str = "data directory";
+    match nix::sys::statvfs::statvfs(root) {
+        Ok(stat) => {
+            let free = (stat.blocks_available() * stat.fragment_size()) >> 20;
+            let found = format!("{}, {free} MiB free", root.display());
+            if free >= 512 {
+                return Finding::ok(WHAT, found);
+            }
+            Finding::warning(WHAT, found, "images need space: free some, or choose another with --root")
+        }
+        Err(_) => Finding::ok(WHAT, format!("{}, made on first use", root.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_comes_with_advice() {
+        for finding in look(Path::new("/nonexistent")) {
+            assert!(finding.verdict == Verdict::Ok || !finding.advice.is_empty(), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn ring0_loop_runs_to_its_halt_where_kvm_is_there() {
+        let Ok(kvm) = Kvm::new() else {
+            eprintln!("no usable /dev/kvm here: nothing to time");
+            return;
+        };
+        assert!(time_ring0(&kvm).unwrap() > Duration::ZERO);
+    }
+}
