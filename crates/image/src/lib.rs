@@ -13,6 +13,7 @@
 //! The interface is blocking. Finding an image that is here starts neither a thread nor an event queue.
 //! `docs/images.md` tells users and operators what they need to know.
 
+pub mod archive;
 pub mod config;
 pub mod digest;
 pub mod erofs;
@@ -26,6 +27,7 @@ pub mod registry;
 pub mod source;
 pub mod store;
 
+pub use archive::{ImportError, import};
 pub use config::{ContainerConfig, ImageConfig};
 pub use digest::Digest;
 pub use ingest::LayerFailure;

@@ -170,3 +170,37 @@ fn add_folder(roots: &mut RootCertStore, folder: &Path) -> Result<(), RegistryEr
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base(domain: &str, insecure: bool) -> String {
+        let certs_dir = "/nonexistent".into();
+        let options = RegistryOptions { insecure, certs_dir, ..RegistryOptions::default() };
+        Transport::new(domain, &options).base().unwrap().to_string()
+    }
+
+    #[test]
+    fn plain_http_is_for_this_machine_or_on_request() {
+        assert_eq!(base("127.0.0.1:5000", false), "http://127.0.0.1:5000/");
+        assert_eq!(base("localhost:5000", false), "http://localhost:5000/");
+        assert_eq!(base("[::1]:5000", false), "http://[::1]:5000/");
+        assert_eq!(base("r.example:5000", false), "https://r.example:5000/");
+        assert_eq!(base("localhost.example", false), "https://localhost.example/");
+        assert_eq!(base("r.example:5000", true), "http://r.example:5000/");
+    }
+
+    #[test]
+    fn docker_hub_has_another_host_than_name() {
+        assert_eq!(base("docker.io", false), "https://registry-1.docker.io/");
+    }
+
+    #[test]
+    fn certificates_for_a_registry_mean_https() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("127.0.0.1:5000")).unwrap();
+        let options = RegistryOptions { certs_dir: dir.path().into(), ..RegistryOptions::default() };
+        assert_eq!(Transport::new("127.0.0.1:5000", &options).base().unwrap().scheme(), "https");
+    }
+}

@@ -1,4 +1,8 @@
 //! Whole pulls and imports, against a registry of ours that is as good or as bad as each test wants.
 
+mod auth;
+mod hostile;
+mod import;
 mod pull;
+mod removal;
 mod support;
