@@ -21,19 +21,8 @@ pub const SOURCE_TARBALL: &str = "/usr/src/linux-source-6.12.tar.xz";
 pub const RECIPE_VERSION: u32 = 1;
 
 /// Debian packages that a build needs; `gcc` and `make` are what the kernel calls its host and target compiler.
-pub const BUILD_PACKAGES: &[&str] = &[
-    SOURCE_PACKAGE,
-    "gcc",
-    "make",
-    "flex",
-    "bison",
-    "bc",
-    "libelf-dev",
-    "libssl-dev",
-    "xz-utils",
-    "binutils",
-    "perl",
-];
+pub const BUILD_PACKAGES: &[&str] =
+    &[SOURCE_PACKAGE, "gcc", "make", "flex", "bison", "bc", "libelf-dev", "xz-utils", "binutils", "perl"];
 
 /// Environment of every step, besides `PATH`.
 pub const ENVIRONMENT: &[(&str, &str)] = &[

@@ -32,6 +32,9 @@ pub(crate) struct Options {
     /// Leave out the unit and property tests
     #[arg(long)]
     no_tests: bool,
+    /// Only what needs no compiler
+    #[arg(long)]
+    quick: bool,
 }
 
 /// A step's name and work.
@@ -41,14 +44,16 @@ type Step<'a> = (&'a str, Box<dyn Fn() -> Result<()> + 'a>);
 pub(crate) fn run_all(project: &Project, options: &Options) -> Result<ExitCode> {
     packages::ensure(&[Need::Compile])?;
     let mut steps: Vec<Step<'_>> = vec![
-        ("format", Box::new(|| run(cargo(project).args(["fmt", "--all", "--check"])))),
+        ("format", Box::new(|| run(cargo(project).args(["fmt", "--all", "--", "--check", "-l"])))),
         ("spelling", Box::new(|| spelling::check(project))),
         ("links", Box::new(|| links::check(project))),
         ("dependency table", Box::new(|| dependencies::check(project))),
-        ("clippy", Box::new(|| clippy(project))),
-        ("rustdoc", Box::new(|| rustdoc(project))),
     ];
-    if !options.no_tests {
+    if !options.quick {
+        steps.push(("clippy", Box::new(|| clippy(project))));
+        steps.push(("rustdoc", Box::new(|| rustdoc(project))));
+    }
+    if !options.quick && !options.no_tests {
         let test = || run(cargo(project).args(["test", "--workspace", "--quiet", "--locked"]));
         steps.push(("unit and property tests", Box::new(test)));
     }
