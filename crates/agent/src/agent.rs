@@ -1,0 +1,72 @@
+//! All that the RPC methods share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
+
+use crate::container::Guest;
+use crate::machine::boottime_us;
+use crate::process::{Events, Table};
+use crate::stream::Unclaimed;
+
+/// The agent's state: one for each guest.
+#[derive(Debug)]
+pub struct Agent {
+    pub(crate) guest: Guest,
+    pub(crate) table: Table,
+    pub(crate) events: Arc<Events>,
+    pub(crate) streams: Arc<Unclaimed>,
+    /// The host has asked for the end.
+    pub(crate) leaving: Notify,
+    init_started_us: u64,
+    ready_us: AtomicU64,
+}
+
+impl Agent {
+    /// An agent without containers.
+    pub fn new(guest: Guest, streams: Arc<Unclaimed>, init_started_us: u64) -> Self {
+        Self {
+            guest,
+            table: Table::default(),
+            events: Arc::default(),
+            streams,
+            leaving: Notify::new(),
+            init_started_us,
+            ready_us: AtomicU64::new(0),
+        }
+    }
+
+    /// Notes that the control connection is up.
+    pub fn ready(&self) {
+        self.ready_us.store(boottime_us(), Ordering::Relaxed);
+    }
+
+    /// When PID 1 started and when it was ready, on CLOCK_BOOTTIME in microseconds.
+    pub(crate) fn boot_times_us(&self) -> (u64, u64) {
+        (self.init_started_us, self.ready_us.load(Ordering::Relaxed))
+    }
+}
+
+/// How long the end of a container's processes is waited for when the guest ends.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+impl Agent {
+    /// Ends every process of every container, writes back what is dirty, and lets [`serve`](crate::server::serve)
+    /// return.
+    pub(crate) async fn end(&self) {
+        for instance in self.table.all() {
+            if let Err(error) = instance.container().cgroup().kill_all() {
+                let error: &dyn std::error::Error = &error;
+                tracing::warn!(error, "cannot kill a container's processes");
+            }
+            // A process in an uninterruptible wait must not keep the guest.
+            let _ = timeout(END_TIMEOUT, instance.init().wait()).await;
+        }
+        let _ = timeout(END_TIMEOUT, spawn_blocking(rustix::fs::sync)).await;
+        self.leaving.notify_one();
+    }
+}

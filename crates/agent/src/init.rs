@@ -1,0 +1,108 @@
+//! What PID 1 does: makes the guest a place to serve from, serves, and ends the machine.
+
+mod mounts;
+mod settings;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use nacre_protocol::ports::SHARES_DIR;
+use rustix::process::{Pid, getpid};
+use rustix::system::{RebootCommand, reboot};
+use tokio::runtime::Builder;
+
+use crate::agent::Agent;
+use crate::container::Guest;
+use crate::machine::boottime_us;
+use crate::machine::network::{NetworkError, loopback_up};
+use crate::process::{Children, reap_for_ever};
+use crate::server::{self, ServerError};
+use crate::stream::Unclaimed;
+use crate::{log, sys};
+use mounts::MountError;
+
+/// Threads for calls that block; each container or exec that is being made or taken down holds one.
+const BLOCKING_THREADS: usize = 32;
+
+/// A guest that does not come up, or whose server fails.
+#[derive(Debug, thiserror::Error)]
+pub enum InitError {
+    /// Not PID 1: the steps below would take the machine they run on apart.
+    #[error("nacre-agent runs as PID 1 of a guest, and this is process {0}")]
+    NotInit(u32),
+    /// No standard descriptors.
+    #[error("cannot open /dev/null")]
+    StandardFds(#[source] std::io::Error),
+    /// A file system could not be mounted.
+    #[error(transparent)]
+    Mount(#[from] MountError),
+    /// The loopback link stays down.
+    #[error(transparent)]
+    Loopback(#[from] NetworkError),
+    /// The runtime cannot be made.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] std::io::Error),
+    /// The server failed.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+}
+
+/// Runs the guest from here to its end.
+///
+/// # Errors
+/// [`InitError`]; the caller says so and [`restarts`](restart) the machine.
+pub fn run() -> Result<(), InitError> {
+    let started_us = boottime_us();
+    let pid = getpid();
+    if pid != Pid::INIT {
+        return Err(InitError::NotInit(pid.as_raw_nonzero().get().unsigned_abs()));
+    }
+    sys::fill_standard_fds().map_err(InitError::StandardFds)?;
+    log::install();
+    mounts::enter_read_only_root()?;
+    mounts::mount_all()?;
+    mounts::make_state_directories()?;
+    settings::apply();
+    loopback_up()?;
+    serve(guest(), started_us)
+}
+
+fn guest() -> Guest {
+    Guest {
+        agent_exe: PathBuf::from("/init"),
+        cgroup_root: PathBuf::from(mounts::CGROUP_ROOT),
+        state_dir: PathBuf::from(mounts::STATE_DIR),
+        shares_dir: PathBuf::from(SHARES_DIR),
+        children: Arc::new(Children::default()),
+    }
+}
+
+fn serve(guest: Guest, started_us: u64) -> Result<(), InitError> {
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS)
+        .build()
+        .map_err(InitError::Runtime)?;
+    let result = runtime.block_on(async {
+        tokio::spawn(reap_for_ever(Arc::clone(&guest.children)));
+        let agent = Arc::new(Agent::new(guest, Arc::new(Unclaimed::default()), started_us));
+        server::run(agent).await
+    });
+    // A blocking call that hangs must not keep the guest.
+    runtime.shutdown_background();
+    Ok(result?)
+}
+
+/// Ends every process and restarts the machine, which the VMM sees as the end of the guest (without ACPI there is
+/// no power-off). Returns only where this is not PID 1, or the kernel refuses.
+pub fn restart() {
+    if getpid() != Pid::INIT {
+        return;
+    }
+    // Every process but this one: what is left of containers, and children that were being made.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL);
+    rustix::fs::sync();
+    if let Err(error) = reboot(RebootCommand::Restart) {
+        tracing::error!(%error, "cannot restart the machine");
+    }
+}
