@@ -151,9 +151,17 @@ impl HostMounts {
         Ok(made)
     }
 
-    /// The mount points, for the record on disk.
-    pub fn points(&self) -> &[PathBuf] {
-        &self.points
+    /// The mount points that [`Self::make`] will use, for the record on disk.
+    pub fn points_of(plan: &Plan) -> Vec<PathBuf> {
+        match &plan.rootfs {
+            RootfsPlan::Directory { path, mounts } => mounts.iter().map(|_| path.clone()).collect(),
+            RootfsPlan::Layers { .. } => Vec::new(),
+        }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.points.len()
     }
 }
 

@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nacre_protocol::control::{
@@ -286,6 +286,11 @@ impl Vm {
         self.child.kill();
     }
 
+    /// Something to end the process with that does not keep it.
+    pub fn killer(&self) -> Killer {
+        Killer { child: Arc::downgrade(&self.child), exit: self.exit.clone() }
+    }
+
     /// PID of the VMM on the host.
     pub fn pid(&self) -> u32 {
         self.child.pid()
@@ -299,11 +304,6 @@ impl Vm {
     /// Waits for the end; any number of callers.
     pub async fn ended(&self) -> Arc<VmExit> {
         wait_for_exit(self.exit.clone()).await
-    }
-
-    /// Something to wait with that does not keep the VM alive.
-    pub fn exit(&self) -> watch::Receiver<Option<Arc<VmExit>>> {
-        self.exit.clone()
     }
 
     async fn done(&self, action: &'static str, request: Request, timeout: Duration) -> Result<(), VmError> {
@@ -349,12 +349,33 @@ impl Drop for Vm {
     }
 }
 
+/// Ends a VM and learns why it ended, without owning it.
+#[derive(Debug, Clone)]
+pub struct Killer {
+    child: Weak<Child>,
+    exit: watch::Receiver<Option<Arc<VmExit>>>,
+}
+
+impl Killer {
+    /// Ends the process now.
+    pub fn kill(&self) {
+        if let Some(child) = self.child.upgrade() {
+            child.kill();
+        }
+    }
+
+    /// Waits for the end.
+    pub async fn ended(&self) -> Arc<VmExit> {
+        wait_for_exit(self.exit.clone()).await
+    }
+}
+
 /// The write end of the serial pipe, until the VMM has it.
 #[derive(Debug)]
 pub struct Serial(OwnedFd);
 
 /// Waits for the exit of a VM.
-pub async fn wait_for_exit(mut exit: watch::Receiver<Option<Arc<VmExit>>>) -> Arc<VmExit> {
+async fn wait_for_exit(mut exit: watch::Receiver<Option<Arc<VmExit>>>) -> Arc<VmExit> {
     match exit.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(exit)) => exit.clone(),
         // The watching task was dropped with its runtime.

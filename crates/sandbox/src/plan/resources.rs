@@ -2,7 +2,7 @@
 
 use nacre_protocol::vm::{MAX_MEMORY_MIB, MAX_VCPUS, MIN_MEMORY_MIB};
 
-use super::spec::Resources;
+pub(crate) use super::spec::Resources;
 use crate::config::VmSettings;
 
 /// Bytes of a MiB.

@@ -319,6 +319,16 @@ impl Streams {
         Drain { outputs: std::mem::take(&mut self.outputs), progress: self.progress.clone() }
     }
 
+    /// Takes back the outputs that have not ended.
+    pub fn keep(&mut self, mut rest: Drain) {
+        self.outputs.append(&mut rest.outputs);
+    }
+
+    /// Whether an output has not ended.
+    pub fn has_outputs(&self) -> bool {
+        self.outputs.iter().any(|task| !task.is_finished())
+    }
+
     /// Ends what still runs and waits for the logging program.
     pub async fn finish(mut self) {
         self.abort();

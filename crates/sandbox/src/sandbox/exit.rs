@@ -1,0 +1,229 @@
+//! The end of a process, of its container, of the sandbox.
+//!
+//! ```text
+//! watcher: agent's Wait -> outputs drained -> Exited --> Core: state, waiters, event
+//!             | agent gone                                  `- init: record, VM down, phases; perhaps all over
+//!             `-> the VM's end is the reason, every process gets 137
+//! ```
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
+
+use nacre_protocol::task::{EXIT_FILE, ExitRecord, OnExit, PHASES_FILE};
+use serde::Serialize;
+use tokio::sync::mpsc;
+use tracing::{debug, info, warn};
+
+use super::process::ExitInfo;
+use super::{Container, Core, ProcessId, Request, SandboxEvent, now};
+use crate::agent::{AgentError, ProcessName};
+use crate::error::SandboxError;
+use crate::machine::Machine;
+use crate::state::{Move, State};
+use crate::stdio::Drain;
+
+/// For a VM whose agent has gone to end by itself, with its console's last words.
+const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Shortest time between two OOM events: a guest can make as many as it likes.
+const OOM_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Waits for the end of a process and of its outputs, and tells the task.
+pub(super) fn watch_process(
+    machine: &Machine,
+    id: &ProcessId,
+    outputs: Drain,
+    sender: mpsc::WeakSender<Request>,
+) {
+    let (agent, vm) = (machine.agent().clone(), machine.vm().killer());
+    let name = ProcessName::from(id);
+    tokio::spawn(async move {
+        let exit = match agent.wait(&name).await {
+            Ok(exit) => {
+                ExitInfo { status: exit.status, at: exit.at, oom_killed: exit.oom_killed, failure: None }
+            }
+            Err(AgentError::Refused { message, .. }) if !name.exec.is_empty() => {
+                ExitInfo::of_vm(Some(message))
+            }
+            Err(error) => {
+                // An agent that is not there any more, or lies: there is no use in the VM.
+                if tokio::time::timeout(END_TIMEOUT, vm.ended()).await.is_err() {
+                    warn!(error = &error as &dyn std::error::Error, "killing the VM");
+                    vm.kill();
+                }
+                ExitInfo::of_vm(Some(vm.ended().await.to_string()))
+            }
+        };
+        let outputs = outputs.wait().await;
+        if let Some(sender) = sender.upgrade() {
+            let _ = sender.send(Request::Exited { name, exit, outputs }).await;
+        }
+    });
+}
+
+/// Passes the guest's OOM events on, as long as the agent speaks of the right container.
+pub(super) fn watch_events(machine: &Machine, container: String, sender: mpsc::WeakSender<Request>) {
+    let (agent, vm) = (machine.agent().clone(), machine.vm().killer());
+    tokio::spawn(async move {
+        loop {
+            match agent.next_event().await {
+                Ok((of, kind)) if of == container && kind == "oom" => {
+                    let Some(sender) = sender.upgrade() else { return };
+                    let _ = sender.send(Request::Oom).await;
+                }
+                Ok((of, kind)) => {
+                    warn!(of, kind, "killing the VM: the agent tells of what it cannot have");
+                    return vm.kill();
+                }
+                Err(error) => {
+                    return debug!(error = &error as &dyn std::error::Error, "no more events");
+                }
+            }
+            tokio::time::sleep(OOM_INTERVAL).await;
+        }
+    });
+}
+
+impl Core {
+    /// A process ended, and so did its outputs, but for those that stalled.
+    pub(super) async fn exited(&mut self, name: &ProcessName, exit: ExitInfo, outputs: Drain) {
+        let id = ProcessId { container: name.container.clone(), exec: name.exec.clone() };
+        let Ok(container) = self.container(&id.container) else { return };
+        let pid = container.pid;
+        let Ok(process) = container.process(&id) else { return };
+        if !process.end(&exit) {
+            return;
+        }
+        process.streams.keep(outputs);
+        match &exit.failure {
+            Some(failure) => warn!(container = id.container, exec = id.exec, failure, "process ended with its VM"),
+            None => info!(container = id.container, exec = id.exec, status = exit.status, "process ended"),
+        }
+        if id.exec.is_empty() {
+            container.times.ended = Some(now().0);
+            write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
+        }
+        self.publish(SandboxEvent::Exited { process: id.clone(), pid, exit }).await;
+        if id.exec.is_empty() {
+            self.init_ended().await;
+        }
+    }
+
+    /// The VM has nothing left to do, unless a reader is still behind with the output.
+    async fn init_ended(&mut self) {
+        let Some(container) = &mut self.container else { return };
+        if container.on_exit != OnExit::Wait {
+            self.closed = true;
+            return;
+        }
+        if !container.init.streams.has_outputs() {
+            container.take_down().await;
+        }
+    }
+
+    pub(super) async fn out_of_memory(&mut self) {
+        if let Some(container) = &self.container {
+            let container = container.id.clone();
+            self.publish(SandboxEvent::Oom { container }).await;
+        }
+    }
+
+    /// Forgets a process. Deleting a container that never started ends it first.
+    pub(super) async fn delete(&mut self, id: &ProcessId) -> Result<(u32, ExitInfo), SandboxError> {
+        if id.exec.is_empty() { self.delete_container(id).await } else { self.delete_exec(id).await }
+    }
+
+    async fn delete_container(&mut self, id: &ProcessId) -> Result<(u32, ExitInfo), SandboxError> {
+        let container = self.container(&id.container)?;
+        container.init.state.after(Move::Delete)?;
+        let Some(mut container) = self.container.take() else {
+            return Err(SandboxError::NoContainer(id.container.clone()));
+        };
+        container.take_down().await;
+        let never_started = ExitInfo::of_vm(None);
+        container.init.end(&never_started);
+        for process in container.execs.values_mut() {
+            process.end(&never_started);
+        }
+        let exit = container.init.exit.take().unwrap_or(never_started);
+        let pid = container.pid;
+        container.init.streams.finish().await;
+        info!(container = id.container, status = exit.status, "container deleted");
+        self.publish(SandboxEvent::Deleted { process: id.clone(), pid, exit: exit.clone() }).await;
+        Ok((pid, exit))
+    }
+
+    async fn delete_exec(&mut self, id: &ProcessId) -> Result<(u32, ExitInfo), SandboxError> {
+        let container = self.container(&id.container)?;
+        let pid = container.pid;
+        container.process(id)?.state.after(Move::Delete)?;
+        if let Ok(machine) = container.machine() {
+            match machine.agent().delete(&id.into()).await {
+                // It may have forgotten the exec that could not be started.
+                Ok(()) | Err(AgentError::Refused { .. }) => {}
+                Err(error) => return machine.explained(Err(error)).await,
+            }
+        }
+        let Some(mut process) = container.execs.remove(&id.exec) else {
+            return Err(SandboxError::NoExec(id.exec.clone()));
+        };
+        let never_started = ExitInfo::of_vm(None);
+        process.end(&never_started);
+        process.streams.finish().await;
+        Ok((pid, process.exit.unwrap_or(never_started)))
+    }
+
+    /// Ends everything; what the last request could not wait for is done here.
+    pub(super) async fn take_down_all(&mut self) {
+        let Some(mut container) = self.container.take() else { return };
+        let id = ProcessId { container: container.id.clone(), exec: String::new() };
+        container.take_down().await;
+        let exit = ExitInfo::of_vm(Some("the sandbox was shut down".to_owned()));
+        for process in container.execs.values_mut() {
+            process.end(&exit);
+        }
+        if container.init.state != State::Stopped && container.init.end(&exit) {
+            write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
+            let pid = container.pid;
+            self.publish(SandboxEvent::Exited { process: id, pid, exit }).await;
+        }
+        container.init.streams.finish().await;
+        if container.on_exit == OnExit::Remove
+            && let Err(error) = fs::remove_dir_all(&container.bundle)
+        {
+            warn!(error = &error as &dyn std::error::Error, "cannot remove the bundle");
+        }
+    }
+}
+
+impl Container {
+    /// Ends the VM, undoes what it stood on, and writes down how long all of it took.
+    async fn take_down(&mut self) {
+        let Some(machine) = self.machine.take() else { return };
+        machine.take_down().await;
+        write_record(&self.bundle, PHASES_FILE, &self.times.phases(now().0));
+    }
+}
+
+fn exit_record(exit: &ExitInfo) -> ExitRecord {
+    let since = exit.at.duration_since(UNIX_EPOCH).unwrap_or_default();
+    ExitRecord {
+        exit_status: exit.status,
+        exited_at_ns: i64::try_from(since.as_nanos()).unwrap_or(i64::MAX),
+        oom_killed: exit.oom_killed,
+        failure: exit.failure.clone(),
+    }
+}
+
+/// A file in the bundle, whole or not at all. Its absence is told in the log: nothing else depends on it.
+fn write_record(bundle: &Path, name: &str, value: &impl Serialize) {
+    let (path, new) = (bundle.join(name), bundle.join(format!("{name}.new")));
+    let written = serde_json::to_vec(value)
+        .map_err(std::io::Error::from)
+        .and_then(|text| fs::write(&new, text))
+        .and_then(|()| fs::rename(&new, &path));
+    if let Err(error) = written {
+        warn!(path = %path.display(), error = &error as &dyn std::error::Error, "cannot write");
+    }
+}

@@ -1,0 +1,252 @@
+//! A sandbox: one task that owns its state, and the handle by which others send it requests.
+//!
+//! ```text
+//! Task API --Sandbox (handle)--> requests --> Core (one task) --> Machine --> VM, agent
+//!                                   ^           |
+//!    Watcher (one a process) -------+           +--> events, in the order in which they happened
+//! ```
+//!
+//! A sandbox has one container, its init and any number of execs. [`create`] tells the story of a start, [`exit`]
+//! that of an end. Requests are carried out one after the other; only the waiting for a process's end is outside
+//! of the task, in a watcher for each process.
+
+mod create;
+mod exec;
+mod exit;
+mod phases;
+mod process;
+mod requests;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime};
+
+use nacre_protocol::task::OnExit;
+use tokio::sync::{mpsc, oneshot};
+
+pub use create::CreateRequest;
+pub use process::{ExitInfo, ProcessId, ProcessStatus};
+pub use requests::Sandbox;
+
+use crate::agent::{ProcessName, Reach, StatsReply};
+use crate::error::SandboxError;
+use crate::machine::{Machine, Settings};
+use crate::stdio::{Drain, StdioRequest};
+use process::Process;
+
+/// Requests that may wait for the task; senders wait beyond.
+const QUEUE: usize = 64;
+
+/// Something that happened, for whoever publishes it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SandboxEvent {
+    /// The container exists.
+    Created {
+        /// What was asked for.
+        request: Box<CreateRequest>,
+        /// PID of the VMM.
+        pid: u32,
+    },
+    /// A process runs.
+    Started {
+        /// The process.
+        process: ProcessId,
+        /// PID of the VMM.
+        pid: u32,
+    },
+    /// An exec is prepared.
+    ExecAdded {
+        /// The exec.
+        process: ProcessId,
+    },
+    /// A process ended.
+    Exited {
+        /// The process.
+        process: ProcessId,
+        /// PID of the VMM.
+        pid: u32,
+        /// How.
+        exit: ExitInfo,
+    },
+    /// The container is forgotten.
+    Deleted {
+        /// Its init.
+        process: ProcessId,
+        /// PID of the VMM.
+        pid: u32,
+        /// How it had ended.
+        exit: ExitInfo,
+    },
+    /// The memory limit ended a process.
+    Oom {
+        /// The container.
+        container: String,
+    },
+    /// The container is frozen.
+    Paused {
+        /// The container.
+        container: String,
+    },
+    /// The container goes on.
+    Resumed {
+        /// The container.
+        container: String,
+    },
+    /// The sandbox is over, and everything is taken down: the shim ends.
+    Finished,
+}
+
+type Reply<T> = oneshot::Sender<Result<T, SandboxError>>;
+
+/// What the task is asked.
+#[derive(Debug)]
+enum Request {
+    Create(Box<CreateRequest>, Reply<u32>),
+    Start(ProcessId, Reply<u32>),
+    Status(ProcessId, Reply<ProcessStatus>),
+    Signal(ProcessId, u32, Reach, Reply<()>),
+    Exec(ProcessId, Vec<u8>, StdioRequest, Reply<()>),
+    Wait(ProcessId, Reply<ExitInfo>),
+    Delete(ProcessId, Reply<(u32, ExitInfo)>),
+    Resize(ProcessId, u32, u32, Reply<()>),
+    CloseStdin(ProcessId, Reply<()>),
+    Pause(String, Reply<()>),
+    Resume(String, Reply<()>),
+    Update(String, Vec<u8>, Reply<()>),
+    Stats(String, Reply<StatsReply>),
+    Pids(String, Reply<Vec<u32>>),
+    /// Whether even a container that runs is taken down; answers whether the sandbox is over.
+    Shutdown(Force, Reply<bool>),
+    /// From a watcher.
+    Exited { name: ProcessName, exit: ExitInfo, outputs: Drain },
+    /// From the watcher of events.
+    Oom,
+}
+
+/// Whether a shutdown ends what still runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Force {
+    /// Only an empty sandbox ends.
+    Empty,
+    /// Everything ends.
+    Now,
+}
+
+/// The one container.
+struct Container {
+    id: String,
+    bundle: PathBuf,
+    on_exit: OnExit,
+    machine: Option<Machine>,
+    /// PID of the VMM, also after its end.
+    pid: u32,
+    memory_mib: u32,
+    init: Process,
+    execs: BTreeMap<String, Process>,
+    times: phases::Times,
+}
+
+/// The task.
+struct Core {
+    settings: Settings,
+    requests: mpsc::Receiver<Request>,
+    sender: mpsc::WeakSender<Request>,
+    events: mpsc::Sender<SandboxEvent>,
+    container: Option<Container>,
+    closed: bool,
+}
+
+/// Starts the task of a sandbox that has no container yet. Events wait in a channel of bounded length; who takes them
+/// out must not wait for the sandbox.
+pub fn spawn(settings: Settings) -> (Sandbox, mpsc::Receiver<SandboxEvent>) {
+    let (sender, requests) = mpsc::channel(QUEUE);
+    let (events, event_receiver) = mpsc::channel(QUEUE);
+    let weak = sender.downgrade();
+    let core = Core { settings, requests, sender: weak, events, container: None, closed: false };
+    tokio::spawn(core.run());
+    (Sandbox::new(sender), event_receiver)
+}
+
+impl Core {
+    async fn run(mut self) {
+        while let Some(request) = self.requests.recv().await {
+            self.handle(request).await;
+            if self.closed {
+                break;
+            }
+        }
+        // Also when every handle is gone: nothing outlives the task.
+        self.take_down_all().await;
+        self.publish(SandboxEvent::Finished).await;
+    }
+
+    async fn handle(&mut self, request: Request) {
+        match request {
+            Request::Create(request, reply) => answer(reply, self.create(*request).await),
+            Request::Start(process, reply) => answer(reply, self.start(&process).await),
+            Request::Status(process, reply) => answer(reply, self.status(&process)),
+            Request::Signal(process, signal, reach, reply) => {
+                answer(reply, self.signal(&process, signal, reach).await);
+            }
+            Request::Exec(process, spec, stdio, reply) => answer(reply, self.exec(&process, spec, stdio).await),
+            Request::Wait(process, reply) => self.wait(&process, reply),
+            Request::Delete(process, reply) => answer(reply, self.delete(&process).await),
+            Request::Resize(process, columns, rows, reply) => {
+                answer(reply, self.resize(&process, columns, rows).await);
+            }
+            Request::CloseStdin(process, reply) => answer(reply, self.close_stdin(&process)),
+            Request::Pause(container, reply) => answer(reply, self.pause(&container).await),
+            Request::Resume(container, reply) => answer(reply, self.resume(&container).await),
+            Request::Update(container, resources, reply) => {
+                answer(reply, self.update(&container, resources).await);
+            }
+            Request::Stats(container, reply) => answer(reply, self.stats(&container).await),
+            Request::Pids(container, reply) => answer(reply, self.pids(&container)),
+            Request::Shutdown(force, reply) => answer(reply, Ok(self.shutdown(force))),
+            Request::Exited { name, exit, outputs } => self.exited(&name, exit, outputs).await,
+            Request::Oom => self.out_of_memory().await,
+        }
+    }
+
+    async fn publish(&self, event: SandboxEvent) {
+        // The receiver is gone only when the whole shim ends.
+        let _ = self.events.send(event).await;
+    }
+
+    fn container(&mut self, id: &str) -> Result<&mut Container, SandboxError> {
+        let found = self.container.as_mut().filter(|container| container.id == id);
+        found.ok_or_else(|| SandboxError::NoContainer(crate::text::harmless(id, 128)))
+    }
+
+    fn shutdown(&mut self, force: Force) -> bool {
+        self.closed |= force == Force::Now || self.container.is_none();
+        self.closed
+    }
+}
+
+/// A caller that went away needs no answer.
+fn answer<T>(reply: Reply<T>, result: Result<T, SandboxError>) {
+    let _ = reply.send(result);
+}
+
+impl Container {
+    fn process(&mut self, id: &ProcessId) -> Result<&mut Process, SandboxError> {
+        if id.exec.is_empty() {
+            return Ok(&mut self.init);
+        }
+        let found = self.execs.get_mut(&id.exec);
+        found.ok_or_else(|| SandboxError::NoExec(crate::text::harmless(&id.exec, 128)))
+    }
+
+    fn machine(&self) -> Result<&Machine, SandboxError> {
+        self.machine.as_ref().ok_or_else(|| SandboxError::NotRunning(self.id.clone()))
+    }
+}
+
+/// Now, on both clocks.
+fn now() -> (Instant, SystemTime) {
+    (Instant::now(), SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests;

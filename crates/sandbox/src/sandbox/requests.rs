@@ -1,0 +1,149 @@
+//! The handle: one method for each request.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::{CreateRequest, ExitInfo, Force, ProcessId, ProcessStatus, Reply, Request};
+use crate::agent::{Reach, StatsReply};
+use crate::error::SandboxError;
+use crate::stdio::StdioRequest;
+
+type Result<T> = std::result::Result<T, SandboxError>;
+
+/// Sends requests to a sandbox's task. The sandbox ends with its last handle.
+#[derive(Debug, Clone)]
+pub struct Sandbox {
+    requests: mpsc::Sender<Request>,
+}
+
+impl Sandbox {
+    pub(super) fn new(requests: mpsc::Sender<Request>) -> Self {
+        Self { requests }
+    }
+
+    async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(request(reply)).await.map_err(|_| SandboxError::Closed)?;
+        answer.await.map_err(|_| SandboxError::Closed)?
+    }
+
+    /// Boots the VM and makes the container; its VMM's PID.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. After one, nothing is left.
+    pub async fn create(&self, request: CreateRequest) -> Result<u32> {
+        self.ask(|reply| Request::Create(Box::new(request), reply)).await
+    }
+
+    /// Lets a process execute its program; its VMM's PID.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn start(&self, process: ProcessId) -> Result<u32> {
+        self.ask(|reply| Request::Start(process, reply)).await
+    }
+
+    /// What is known of a process.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn status(&self, process: ProcessId) -> Result<ProcessStatus> {
+        self.ask(|reply| Request::Status(process, reply)).await
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn signal(&self, process: ProcessId, signal: u32, reach: Reach) -> Result<()> {
+        self.ask(|reply| Request::Signal(process, signal, reach, reply)).await
+    }
+
+    /// Prepares an exec from an OCI process object.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn exec(&self, process: ProcessId, process_json: Vec<u8>, stdio: StdioRequest) -> Result<()> {
+        self.ask(|reply| Request::Exec(process, process_json, stdio, reply)).await
+    }
+
+    /// Waits for the end of a process, before or after it.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn wait(&self, process: ProcessId) -> Result<ExitInfo> {
+        self.ask(|reply| Request::Wait(process, reply)).await
+    }
+
+    /// Forgets a process; its VMM's PID and how it ended.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn delete(&self, process: ProcessId) -> Result<(u32, ExitInfo)> {
+        self.ask(|reply| Request::Delete(process, reply)).await
+    }
+
+    /// Tells a terminal its size.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn resize(&self, process: ProcessId, columns: u32, rows: u32) -> Result<()> {
+        self.ask(|reply| Request::Resize(process, columns, rows, reply)).await
+    }
+
+    /// The caller writes no more to a process's stdin.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn close_stdin(&self, process: ProcessId) -> Result<()> {
+        self.ask(|reply| Request::CloseStdin(process, reply)).await
+    }
+
+    /// Freezes a container.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn pause(&self, container: String) -> Result<()> {
+        self.ask(|reply| Request::Pause(container, reply)).await
+    }
+
+    /// Lets a frozen container go on.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn resume(&self, container: String) -> Result<()> {
+        self.ask(|reply| Request::Resume(container, reply)).await
+    }
+
+    /// Changes limits; OCI `linux.resources` as JSON.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn update(&self, container: String, resources_json: Vec<u8>) -> Result<()> {
+        self.ask(|reply| Request::Update(container, resources_json, reply)).await
+    }
+
+    /// Figures of a container.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn stats(&self, container: String) -> Result<StatsReply> {
+        self.ask(|reply| Request::Stats(container, reply)).await
+    }
+
+    /// PIDs on the host: those of the VMM.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn pids(&self, container: String) -> Result<Vec<u32>> {
+        self.ask(|reply| Request::Pids(container, reply)).await
+    }
+
+    /// Ends the sandbox, if it is empty or by force; whether it ends. The last event is
+    /// [`SandboxEvent::Finished`](super::SandboxEvent::Finished).
+    ///
+    /// # Errors
+    /// [`SandboxError::Closed`] when it has ended.
+    pub async fn shutdown(&self, force: Force) -> Result<bool> {
+        self.ask(|reply| Request::Shutdown(force, reply)).await
+    }
+}
