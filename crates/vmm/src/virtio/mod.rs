@@ -1,7 +1,9 @@
 //! Virtio 1.2 devices over the MMIO transport.
 
+pub mod balloon;
 pub mod blk;
 mod config;
+pub mod console;
 pub mod device;
 pub mod mmio;
 mod queue;

@@ -60,6 +60,11 @@ impl Driver {
         bytes
     }
 
+    /// Fills a region with a byte.
+    pub(crate) fn fill(&self, region: (u64, usize), byte: u8) {
+        self.memory.write_slice(&vec![byte; region.1], GuestAddress(region.0)).unwrap();
+    }
+
     pub(crate) fn queue(&mut self, size: u16) -> MockQueue {
         let entries = usize::from(size);
         MockQueue {
@@ -121,6 +126,16 @@ impl MockQueue {
         queue.try_set_used_ring_address(GuestAddress(self.used)).unwrap();
         queue.set_ready(true);
         ActiveQueue { queue, kick: self.kick.try_clone().unwrap() }
+    }
+
+    /// Zeroes the rings, where memory is not fresh.
+    pub(crate) fn clear(&self) {
+        let entries = usize::from(self.size);
+        for (at, len) in
+            [(self.table, 16 * entries), (self.avail, 6 + 2 * entries), (self.used, 6 + 8 * entries)]
+        {
+            self.memory.write_slice(&vec![0; len], GuestAddress(at)).unwrap();
+        }
     }
 
     /// Writes one descriptor as it is.
