@@ -24,9 +24,9 @@ pub enum ConfigError {
     #[error("image is for {found}, this machine runs {wanted}")]
     Platform {
         /// What the image says.
-        found: Platform,
+        found: Box<Platform>,
         /// What was asked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
     },
     /// rootfs is not made of layers, or of too many.
     #[error("image configuration lists {0} layers, 1 to {MAX_LAYERS} are possible")]
@@ -158,7 +158,7 @@ impl ImageConfig {
                 architecture: self.architecture.clone(),
                 variant: self.variant.clone(),
             };
-            return Err(ConfigError::Platform { found, wanted: wanted.clone() });
+            return Err(ConfigError::Platform { found: Box::new(found), wanted: Box::new(wanted.clone()) });
         }
         Ok(())
     }

@@ -71,7 +71,7 @@ pub enum ManifestError {
     #[error("image has no variant for {wanted}; it has: {available}")]
     NoPlatform {
         /// What was looked for.
-        wanted: Platform,
+        wanted: Box<Platform>,
         /// What there is.
         available: String,
     },
@@ -226,11 +226,11 @@ impl Raw {
         }
         let shape = if self.manifests.is_some() { Kind::Index } else { Kind::Manifest };
         let inner = self.media_type.as_deref();
-        if let (Some(inner), Some(declared)) = (inner, declared.filter(|text| kind_of(text).is_some())) {
-            if inner != declared {
-                let said = format!("sent as {declared:?}, but calls itself {:?}", shorten(inner));
-                return Err(ManifestError::Ambiguous(said));
-            }
+        if let (Some(inner), Some(declared)) = (inner, declared.filter(|text| kind_of(text).is_some()))
+            && inner != declared
+        {
+            let said = format!("sent as {declared:?}, but calls itself {:?}", shorten(inner));
+            return Err(ManifestError::Ambiguous(said));
         }
         for said in [inner, declared].into_iter().flatten() {
             match kind_of(said) {
@@ -268,10 +268,10 @@ impl Manifest {
 /// # Errors
 /// [`ManifestError::NoPlatform`] with what there is.
 pub fn select<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a Descriptor, ManifestError> {
-    if let [only] = entries {
-        if only.platform.is_none() {
-            return Ok(only);
-        }
+    if let [only] = entries
+        && only.platform.is_none()
+    {
+        return Ok(only);
     }
     let fits = |entry: &&Descriptor| entry.platform.as_ref().is_some_and(|platform| platform.fits(wanted));
     let rank = |entry: &&Descriptor| entry.platform.as_ref().and_then(|platform| platform.variant.clone());
@@ -282,7 +282,7 @@ pub fn select<'a>(entries: &'a [Descriptor], wanted: &Platform) -> Result<&'a De
         names.dedup();
         names.truncate(16);
         let available = if names.is_empty() { "none named".into() } else { names.join(", ") };
-        ManifestError::NoPlatform { wanted: wanted.clone(), available }
+        ManifestError::NoPlatform { wanted: Box::new(wanted.clone()), available }
     })
 }
 

@@ -81,11 +81,12 @@ impl FromStr for Source {
             if path.is_empty() {
                 return Err(SourceError::NoPath(kind.prefix()));
             }
-            if let Some(select) = select {
-                if select.is_empty() || select.len() > MAX_SELECTION_LEN || select.contains(char::is_control)
-                {
-                    return Err(SourceError::BadSelection(select.chars().take(64).collect()));
-                }
+            if let Some(select) = select
+                && (select.is_empty()
+                    || select.len() > MAX_SELECTION_LEN
+                    || select.contains(char::is_control))
+            {
+                return Err(SourceError::BadSelection(select.chars().take(64).collect()));
             }
             return Ok(Self::Local { kind, path: path.into(), select: select.map(str::to_owned) });
         }

@@ -60,7 +60,9 @@ impl TarIndex {
                     let size = told.size.unwrap_or(header.size);
                     let name = told.name.unwrap_or(header.name);
                     let link = told.link.unwrap_or(header.link);
-                    let carries_data = index.add(kind, &name, &link, walk.offset, size, path)?;
+                    let outside = |name| ImportError::Traversal { path: path.to_owned(), name };
+                    let carries_data =
+                        index.add(&Header { kind, name, link, size }, walk.offset).map_err(outside)?;
                     walk.skip(if carries_data { size } else { 0 })?;
                     continue;
                 }
@@ -82,37 +84,27 @@ impl TarIndex {
         None
     }
 
-    /// Adds an entry; tells whether data follow its header.
-    fn add(
-        &mut self,
-        kind: u8,
-        name: &str,
-        link: &str,
-        at: u64,
-        size: u64,
-        path: &Path,
-    ) -> Result<bool, ImportError> {
-        let traversal = |name: &str| ImportError::Traversal { path: path.to_owned(), name: name.to_owned() };
-        let name = clean(name).ok_or_else(|| traversal(name))?;
+    /// Adds an entry whose data begin at `at`; tells whether it has any. The error is a name that leads out.
+    fn add(&mut self, entry: &Header, at: u64) -> Result<bool, String> {
+        let Header { kind, name, link, size } = entry;
+        let name = clean(name).ok_or_else(|| name.clone())?;
         match kind {
             b'0' | 0 | b'7' => {
                 self.links.remove(&name);
-                self.files.insert(name, (at, size));
+                self.files.insert(name, (at, *size));
                 Ok(true)
             }
             // A hard link names its target from the top, a symbolic one from where it lies.
             b'1' | b'2' => {
                 let dir = name.rsplit_once('/').map_or("", |(dir, _)| dir);
-                let from_top = if kind == b'1' { link.to_owned() } else { format!("{dir}/{link}") };
-                if link.starts_with('/') {
-                    return Err(traversal(link));
-                }
-                let target = resolved(&from_top).ok_or_else(|| traversal(link))?;
+                let from_top = if *kind == b'1' { link.clone() } else { format!("{dir}/{link}") };
+                let target = if link.starts_with('/') { None } else { resolved(&from_top) };
                 self.files.remove(&name);
-                self.links.insert(name, target);
+                self.links.insert(name, target.ok_or_else(|| link.clone())?);
                 Ok(false)
             }
-            _ => Ok(kind != b'5' && kind != b'3' && kind != b'4' && kind != b'6'),
+            b'3' | b'4' | b'5' | b'6' => Ok(false),
+            _ => Ok(true),
         }
     }
 }

@@ -78,10 +78,10 @@ fn parse_challenges(text: &str) -> Vec<Challenge> {
         };
         if scheme.eq_ignore_ascii_case("basic") {
             found.push(Challenge::Basic);
-        } else if scheme.eq_ignore_ascii_case("bearer") {
-            if let Some(realm) = value("realm") {
-                found.push(Challenge::Bearer { realm, service: value("service") });
-            }
+        } else if scheme.eq_ignore_ascii_case("bearer")
+            && let Some(realm) = value("realm")
+        {
+            found.push(Challenge::Bearer { realm, service: value("service") });
         }
     }
     found

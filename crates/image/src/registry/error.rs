@@ -206,10 +206,10 @@ fn has_tls_cause(error: &(dyn StdError + 'static)) -> bool {
         if error.is::<rustls::Error>() {
             return true;
         }
-        if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            if has_tls_cause(inner) {
-                return true;
-            }
+        if let Some(inner) = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref)
+            && has_tls_cause(inner)
+        {
+            return true;
         }
         next = error.source();
     }

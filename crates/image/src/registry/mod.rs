@@ -3,7 +3,8 @@
 //! ```text
 //! client.rs     one repository: manifests, small blobs; redirects, retries, 401
 //! blob.rs       a layer as a stream that survives broken connections (Range)
-//! auth.rs       challenges, tokens, and who may see credentials
+//! login.rs      answering a 401
+//! auth.rs       challenges, and who may see credentials
 //! credentials.rs  docker and podman configuration files and helpers
 //! transport.rs  TLS roots, plain http only where it is allowed, timeouts
 //! ```
@@ -17,6 +18,7 @@ mod blob;
 mod client;
 mod credentials;
 mod error;
+mod login;
 mod transport;
 
 use std::path::PathBuf;

@@ -214,10 +214,10 @@ impl Store {
         if let Ok(id) = text.parse::<Digest>() {
             return Ok(self.image_path(&id).exists().then_some(id));
         }
-        if let Ok(name) = text.parse::<Reference>() {
-            if let Some(record) = self.name_record(&name)? {
-                return Ok(Some(record.image));
-            }
+        if let Ok(name) = text.parse::<Reference>()
+            && let Some(record) = self.name_record(&name)?
+        {
+            return Ok(Some(record.image));
         }
         self.resolve_prefix(text)
     }
