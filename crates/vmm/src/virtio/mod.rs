@@ -6,6 +6,7 @@ mod config;
 pub mod console;
 pub mod device;
 pub mod mmio;
+pub mod net;
 mod queue;
 pub mod rng;
 pub mod slots;

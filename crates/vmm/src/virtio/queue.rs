@@ -122,7 +122,7 @@ impl Chain {
         limit: usize,
     ) -> Option<GuestIoVec<'m>> {
         let mut list = GuestIoVec::with_capacity(self.readable.len());
-        push_all(&mut list, memory, &self.readable, offset, limit).then_some(list)
+        list.push_all(memory, pieces(&self.readable, offset, limit)).then_some(list)
     }
 
     /// The writable bytes from `offset` on, at most `limit`; none where a buffer is out of bounds.
@@ -136,7 +136,8 @@ impl Chain {
         self.append_writable(&mut list, memory, offset, limit).then_some(list)
     }
 
-    /// As [`Chain::writable_at`], at the end of a list that several chains share.
+    /// As [`Chain::writable_at`], at the end of a list that several chains share; false, and nothing added, where it does
+    /// not fit.
     #[must_use]
     pub(crate) fn append_writable<'m>(
         &self,
@@ -145,12 +146,7 @@ impl Chain {
         offset: usize,
         limit: usize,
     ) -> bool {
-        push_all(list, memory, &self.writable, offset, limit)
-    }
-
-    /// The readable buffers.
-    pub(crate) fn readable(&self) -> &[Buffer] {
-        &self.readable
+        list.push_all(memory, pieces(&self.writable, offset, limit))
     }
 
     /// The writable buffers.
@@ -175,16 +171,6 @@ fn pieces(buffers: &[Buffer], offset: usize, limit: usize) -> impl Iterator<Item
         let addr = GuestAddress(buffer.addr.0.checked_add(skipped as u64)?);
         (count > 0).then_some((addr, count))
     })
-}
-
-fn push_all<'m>(
-    list: &mut GuestIoVec<'m>,
-    memory: &'m GuestMemoryMmap,
-    buffers: &[Buffer],
-    offset: usize,
-    limit: usize,
-) -> bool {
-    pieces(buffers, offset, limit).all(|(addr, len)| list.push(memory, addr, len))
 }
 
 /// A live queue.

@@ -17,19 +17,17 @@ use vmm_sys_util::eventfd::EventFd;
 /// Buffers that one call takes at most (IOV_MAX of Linux). Chains are shorter, several chains may not be.
 const MAX_BUFFERS: usize = 1024;
 
-/// A list of buffers in guest memory, and at its front perhaps host bytes, for one vectored call.
+/// A list of buffers in guest memory for one vectored call.
 pub(crate) struct GuestIoVec<'m> {
     buffers: Vec<libc::iovec>,
     len: usize,
-    /// Some buffers are host bytes, which nothing may be read into.
-    source_only: bool,
     lifetime: PhantomData<&'m GuestMemoryMmap>,
 }
 
 impl<'m> GuestIoVec<'m> {
     /// An empty list with room for `capacity` buffers.
     pub(crate) fn with_capacity(capacity: usize) -> Self {
-        Self { buffers: Vec::with_capacity(capacity), len: 0, source_only: false, lifetime: PhantomData }
+        Self { buffers: Vec::with_capacity(capacity), len: 0, lifetime: PhantomData }
     }
 
     /// Bytes in all buffers.
@@ -59,11 +57,20 @@ impl<'m> GuestIoVec<'m> {
         true
     }
 
-    /// Adds host bytes. The list is then only a source: reads into it fail.
-    pub(crate) fn push_host(&mut self, bytes: &'m [u8]) {
-        self.source_only = true;
-        self.len += bytes.len();
-        self.buffers.push(libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() });
+    /// Adds all of `pieces` (address, length), or nothing.
+    #[must_use]
+    pub(crate) fn push_all(
+        &mut self,
+        memory: &'m GuestMemoryMmap,
+        mut pieces: impl Iterator<Item = (GuestAddress, usize)>,
+    ) -> bool {
+        let (count, len) = (self.buffers.len(), self.len);
+        let whole = pieces.all(|(addr, len)| self.push(memory, addr, len));
+        if !whole {
+            self.buffers.truncate(count);
+            self.len = len;
+        }
+        whole
     }
 
     /// Drops the first `count` bytes.
@@ -84,22 +91,6 @@ impl<'m> GuestIoVec<'m> {
         self.buffers.drain(..gone);
     }
 
-    /// Keeps the first `count` bytes.
-    pub(crate) fn truncate(&mut self, count: usize) {
-        let mut left = count;
-        let mut keep = 0;
-        for buffer in &mut self.buffers {
-            if left == 0 {
-                break;
-            }
-            buffer.iov_len = buffer.iov_len.min(left);
-            left -= buffer.iov_len;
-            keep += 1;
-        }
-        self.buffers.truncate(keep);
-        self.len = self.len.min(count);
-    }
-
     /// Copies the bytes out piece by piece, for what a descriptor cannot take now.
     pub(crate) fn copy_out(&self, mut take: impl FnMut(&[u8])) {
         let mut piece = [0u8; 4096];
@@ -108,7 +99,7 @@ impl<'m> GuestIoVec<'m> {
             while done < buffer.iov_len {
                 let count = piece.len().min(buffer.iov_len - done);
                 // SAFETY: done + count <= iov_len of a buffer that lives for 'm (regions stay mapped while the memory
-                // is borrowed; host bytes are borrowed too) and does not overlap `piece`. The guest may write
+                // is borrowed) and does not overlap `piece`. The guest may write
                 // to the source meanwhile: any byte value is valid, and the copy alone is used afterwards.
                 unsafe {
                     let from = buffer.iov_base.cast::<u8>().add(done);
@@ -131,10 +122,9 @@ impl<'m> GuestIoVec<'m> {
 
     /// Receives from a stream socket; never blocks.
     pub(crate) fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
-        self.require_target()?;
         let mut message = self.message();
         retry(|| {
-            // SAFETY: the message points to self.buffers: guest memory only (checked above), valid for writes of iov_len bytes for 'm. No
+            // SAFETY: the message points to self.buffers: guest memory, valid for writes of iov_len bytes for 'm. No
             // control buffer is given, so no descriptor can come in.
             unsafe { libc::recvmsg(socket.as_raw_fd(), &mut message, libc::MSG_DONTWAIT) }
         })
@@ -142,9 +132,8 @@ impl<'m> GuestIoVec<'m> {
 
     /// Reads from a descriptor that has no position (tap, pipe).
     pub(crate) fn read(&mut self, fd: BorrowedFd<'_>) -> io::Result<usize> {
-        self.require_target()?;
         retry(|| {
-            // SAFETY: no host bytes are in the list (checked above), so the buffers are guest memory, valid for writes of iov_len bytes for 'm.
+            // SAFETY: the buffers are guest memory, valid for writes of iov_len bytes for 'm.
             unsafe { libc::readv(fd.as_raw_fd(), self.buffers.as_ptr(), self.count()) }
         })
     }
@@ -157,12 +146,18 @@ impl<'m> GuestIoVec<'m> {
         })
     }
 
+    /// Writes host bytes and then the list, in one call, to a descriptor that has no position.
+    pub(crate) fn write_after(mut self, first: &[u8], fd: BorrowedFd<'_>) -> io::Result<usize> {
+        let first = libc::iovec { iov_base: first.as_ptr().cast_mut().cast(), iov_len: first.len() };
+        self.buffers.insert(0, first);
+        self.write(fd)
+    }
+
     /// Reads from a file at `offset`.
     pub(crate) fn read_at(&mut self, file: BorrowedFd<'_>, offset: u64) -> io::Result<usize> {
-        self.require_target()?;
         let offset = file_offset(offset)?;
         retry(|| {
-            // SAFETY: no host bytes are in the list (checked above), so the buffers are guest memory, valid for writes of iov_len bytes for 'm.
+            // SAFETY: the buffers are guest memory, valid for writes of iov_len bytes for 'm.
             unsafe { libc::preadv(file.as_raw_fd(), self.buffers.as_ptr(), self.count(), offset) }
         })
     }
@@ -178,7 +173,6 @@ impl<'m> GuestIoVec<'m> {
 
     /// Fills the buffers with entropy from the kernel's generator.
     pub(crate) fn fill_random(&mut self) -> io::Result<usize> {
-        self.require_target()?;
         let mut done = 0;
         for buffer in &self.buffers {
             let mut filled = 0;
@@ -196,12 +190,8 @@ impl<'m> GuestIoVec<'m> {
         Ok(done)
     }
 
-    fn require_target(&self) -> io::Result<()> {
-        if self.source_only { Err(io::ErrorKind::InvalidInput.into()) } else { Ok(()) }
-    }
-
     fn count(&self) -> libc::c_int {
-        // push and push_host keep the list far below c_int::MAX.
+        // At most MAX_BUFFERS and one.
         libc::c_int::try_from(self.buffers.len()).unwrap_or(libc::c_int::MAX)
     }
 
@@ -272,7 +262,7 @@ pub(crate) fn tap_set_header_size(tap: BorrowedFd<'_>, size: libc::c_int) -> io:
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use std::io::Write;
+    use std::io::Read;
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
     use vm_memory::Bytes;
@@ -293,14 +283,27 @@ mod tests {
     }
 
     #[test]
-    fn list_with_host_bytes_cannot_be_read_into() {
-        let (near, mut far) = UnixStream::pair().unwrap();
-        far.write_all(b"x").unwrap();
+    fn pieces_are_added_all_or_none() {
+        let memory = memory();
         let mut list = GuestIoVec::with_capacity(1);
-        list.push_host(b"host");
-        assert_eq!(list.receive(near.as_fd()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(list.read(near.as_fd()).unwrap_err().kind(), io::ErrorKind::InvalidInput);
-        assert_eq!(list.fill_random().unwrap_err().kind(), io::ErrorKind::InvalidInput);
+        let (good, bad) = ((GuestAddress(0), 8), (GuestAddress(0x4000), 8));
+        assert!(list.push_all(&memory, [good].into_iter()));
+        assert!(!list.push_all(&memory, [good, bad].into_iter()));
+        assert!(!list.push_all(&memory, std::iter::repeat_n(good, MAX_BUFFERS)));
+        assert_eq!((list.len(), list.buffers.len()), (8, 1));
+    }
+
+    #[test]
+    fn host_bytes_go_before_those_of_the_guest() {
+        let (near, mut far) = UnixStream::pair().unwrap();
+        let memory = memory();
+        memory.write_slice(b"guest", GuestAddress(0)).unwrap();
+        let mut list = GuestIoVec::with_capacity(1);
+        assert!(list.push(&memory, GuestAddress(0), 5));
+        assert_eq!(list.write_after(b"host ", near.as_fd()).unwrap(), 10);
+        let mut out = [0; 10];
+        far.read_exact(&mut out).unwrap();
+        assert_eq!(&out, b"host guest");
     }
 
     #[test]
@@ -315,8 +318,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn advance_and_truncate_cut_what_they_say(
-            lens in prop::collection::vec(0usize..40, 1..8), skip in 0usize..200, keep in 0usize..200,
+        fn advance_cuts_what_it_says(
+            lens in prop::collection::vec(0usize..40, 1..8), skip in 0usize..200,
         ) {
             let memory = memory();
             let bytes: Vec<u8> = (0..=255).collect();
@@ -330,10 +333,9 @@ mod tests {
             }
             let whole: Vec<u8> = (0..at).map(|n| n as u8).collect();
             list.advance(skip);
-            list.truncate(keep);
             let mut copy = Vec::new();
             list.copy_out(|bytes| copy.extend_from_slice(bytes));
-            let expected: Vec<u8> = whole.into_iter().skip(skip).take(keep).collect();
+            let expected: Vec<u8> = whole.into_iter().skip(skip).collect();
             prop_assert_eq!(list.len(), expected.len());
             prop_assert_eq!(copy, expected);
         }

@@ -265,7 +265,7 @@ proptest! {
         mock.set_avail_idx(idx);
         for _ in 0..8 {
             let Ok(Some(chain)) = queue.pop(&driver.memory) else { break };
-            prop_assert!(chain.readable().len() + chain.writable().len() <= 8);
+            prop_assert!(chain.readable.len() + chain.writable.len() <= 8);
             if chain.fault.is_none() {
                 prop_assert!(chain.readable_at(&driver.memory, 0, usize::MAX).is_some());
                 prop_assert!(chain.writable_at(&driver.memory, 0, usize::MAX).is_some());
