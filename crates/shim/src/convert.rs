@@ -1,0 +1,152 @@
+//! Types of the Task API to types of the sandbox and back: one of the two edges where types convert.
+
+use std::path::PathBuf;
+use std::time::SystemTime;
+
+use containerd_shim_protos::api::{CreateTaskRequest, StateResponse, Status};
+use nacre_protocol::task::{OPTIONS_TYPE_URL, TaskOptions};
+use nacre_sandbox::plan::Mount;
+use nacre_sandbox::sandbox::{CreateRequest, ProcessId, ProcessStatus};
+use nacre_sandbox::state::State;
+use nacre_sandbox::stdio::StdioRequest;
+use protobuf::well_known_types::any::Any;
+use protobuf::well_known_types::timestamp::Timestamp;
+
+/// A request that cannot be meant.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConvertError {
+    #[error("checkpoints are not supported")]
+    Checkpoint,
+    #[error("bundle {0:?} is not an absolute path")]
+    Bundle(String),
+    #[error("options are not valid")]
+    Options(#[source] serde_json::Error),
+    #[error("the request has no {0}")]
+    Missing(&'static str),
+}
+
+/// A container to make.
+pub(crate) fn create_request(request: CreateTaskRequest) -> Result<CreateRequest, ConvertError> {
+    if !request.checkpoint.is_empty() || !request.parent_checkpoint.is_empty() {
+        return Err(ConvertError::Checkpoint);
+    }
+    let bundle = PathBuf::from(&request.bundle);
+    if !bundle.is_absolute() {
+        return Err(ConvertError::Bundle(request.bundle));
+    }
+    let options = task_options(request.options.as_ref())?;
+    let mount = |mount: containerd_shim_protos::api::Mount| Mount {
+        kind: mount.type_,
+        source: mount.source,
+        target: mount.target,
+        options: mount.options,
+    };
+    Ok(CreateRequest {
+        id: request.id,
+        bundle,
+        rootfs: request.rootfs.into_iter().map(mount).collect(),
+        stdio: StdioRequest {
+            terminal: request.terminal,
+            stdin: request.stdin,
+            stdout: request.stdout,
+            stderr: request.stderr,
+        },
+        on_exit: options.on_exit,
+    })
+}
+
+/// Our own options; those for runc say nothing here, the path of its binary least of all (H02).
+fn task_options(options: Option<&Any>) -> Result<TaskOptions, ConvertError> {
+    match options {
+        Some(any) if any.type_url == OPTIONS_TYPE_URL => {
+            serde_json::from_slice(&any.value).map_err(ConvertError::Options)
+        }
+        _ => Ok(TaskOptions::default()),
+    }
+}
+
+/// The JSON that containerd wraps into an Any.
+pub(crate) fn json(any: Option<&Any>, what: &'static str) -> Result<Vec<u8>, ConvertError> {
+    any.map(|any| any.value.clone()).filter(|value| !value.is_empty()).ok_or(ConvertError::Missing(what))
+}
+
+/// Names a process.
+pub(crate) fn process_id(id: String, exec_id: String) -> ProcessId {
+    ProcessId { container: id, exec: exec_id }
+}
+
+/// What is known of a process.
+pub(crate) fn state_response(id: ProcessId, status: ProcessStatus) -> StateResponse {
+    StateResponse {
+        id: id.container,
+        exec_id: id.exec,
+        bundle: status.bundle.to_string_lossy().into_owned(),
+        pid: status.pid,
+        status: task_status(status.state).into(),
+        stdin: status.stdio.stdin,
+        stdout: status.stdio.stdout,
+        stderr: status.stdio.stderr,
+        terminal: status.stdio.terminal,
+        exit_status: status.exit.as_ref().map_or(0, |exit| exit.status),
+        exited_at: status.exit.map(|exit| timestamp(exit.at)).into(),
+        ..StateResponse::default()
+    }
+}
+
+fn task_status(state: State) -> Status {
+    match state {
+        State::Created => Status::CREATED,
+        State::Running => Status::RUNNING,
+        State::Paused => Status::PAUSED,
+        State::Stopped | State::Deleted => Status::STOPPED,
+    }
+}
+
+/// A moment.
+pub(crate) fn timestamp(at: SystemTime) -> Timestamp {
+    let since = at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    Timestamp {
+        seconds: i64::try_from(since.as_secs()).unwrap_or(i64::MAX),
+        nanos: since.subsec_nanos().cast_signed(),
+        ..Timestamp::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nacre_protocol::task::OnExit;
+
+    fn request(type_url: &str, value: &str) -> CreateTaskRequest {
+        let options = Any { type_url: type_url.into(), value: value.as_bytes().to_vec(), ..Any::default() };
+        CreateTaskRequest {
+            id: "web".into(),
+            bundle: "/bundle".into(),
+            options: Some(options).into(),
+            ..CreateTaskRequest::default()
+        }
+    }
+
+    #[test]
+    fn own_options_are_read() {
+        let created = create_request(request(OPTIONS_TYPE_URL, r#"{"on_exit":"remove"}"#)).unwrap();
+        assert_eq!(created.on_exit, OnExit::Remove);
+        assert!(create_request(request(OPTIONS_TYPE_URL, r#"{"binary":"/x"}"#)).is_err());
+    }
+
+    #[test]
+    fn h02_options_for_runc_change_nothing() {
+        let created = create_request(request("containerd.runc.v1.Options", "\u{32}\u{4}/x/y")).unwrap();
+        assert_eq!(created.on_exit, OnExit::Wait);
+    }
+
+    #[test]
+    fn relative_bundle_and_checkpoints_are_refused() {
+        let mut relative = request("", "");
+        relative.bundle = "bundle".into();
+        assert!(matches!(create_request(relative), Err(ConvertError::Bundle(_))));
+        let mut restore = request("", "");
+        restore.checkpoint = "/checkpoint".into();
+        assert!(matches!(create_request(restore), Err(ConvertError::Checkpoint)));
+    }
+}
