@@ -18,7 +18,8 @@ fn main() -> ExitCode {
         .and_then(|blob| Ok(convert(io::stdin().lock(), &blob, &LayerLimits::default())?));
     match result {
         Ok(summary) => {
-            println!("{summary:#?}");
+            let (entries, bytes) = (summary.entries, summary.uncompressed_bytes);
+            println!("{entries} entries, {bytes} bytes -> {} bytes", summary.blob_len);
             ExitCode::SUCCESS
         }
         Err(error) => {

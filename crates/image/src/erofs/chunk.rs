@@ -32,12 +32,12 @@ pub(crate) struct ChunkPlan {
 impl ChunkPlan {
     /// The cheapest plan, or `None` if consecutive blocks are as good.
     ///
-    /// Segments are in order, apart from each other and within `size`.
+    /// Segments are in order, apart from each other and within `size`, which is at most `i64::MAX`.
     pub(crate) fn cheapest(size: u64, segments: &[Segment]) -> Option<Self> {
         let flat_cost = size.div_ceil(BLOCK_U64).saturating_mul(BLOCK_U64);
         (0..=BITS_MAX)
             .filter_map(|bits| Self::with_bits(size, segments, bits))
-            .map(|plan| (plan.chunks * 4 + plan.data_blocks.saturating_mul(BLOCK_U64), plan))
+            .map(|plan| (plan.table_len() + plan.data_blocks.saturating_mul(BLOCK_U64), plan))
             .min_by_key(|(cost, _)| *cost)
             .filter(|(cost, _)| *cost < flat_cost)
             .map(|(_, plan)| plan)
@@ -54,6 +54,11 @@ impl ChunkPlan {
         // Nothing beyond the end of the file is stored.
         let cut = if ends_in_data { ((chunks << shift) - size) >> BLOCK_BITS } else { 0 };
         Some(Self { bits, chunks, data_blocks: (data_chunks << bits) - cut })
+    }
+
+    /// Bytes of the table.
+    pub(crate) fn table_len(&self) -> u64 {
+        self.chunks * 4
     }
 
     pub(crate) fn shift(&self) -> u32 {

@@ -22,6 +22,13 @@ pub enum ErofsError {
         /// The limit in bytes.
         limit: u64,
     },
+    /// The tables of files with holes are larger than allowed. They are the one thing that a few bytes of an
+    /// archive can make large.
+    #[error("files with holes need more than {limit} bytes of tables")]
+    TablesTooLarge {
+        /// The limit in bytes.
+        limit: u64,
+    },
     /// The root directory's inode must stay in block 0, which leaves little room for its attributes.
     #[error("the root directory has {len} bytes of extended attributes, more than the {limit} that fit")]
     RootXattrsTooLarge {

@@ -21,6 +21,8 @@ pub(crate) struct WriterLimits {
     pub(crate) blob_bytes: u64,
     /// Bytes of memory for names and directories.
     pub(crate) metadata_bytes: u64,
+    /// Bytes of the blob for the tables of files with holes.
+    pub(crate) table_bytes: u64,
 }
 
 /// What every inode has.
@@ -85,6 +87,8 @@ pub(crate) struct Writer<'a> {
     /// The time of compact inodes: that of the first inode. Reproducible images have one time for all.
     pub(super) build_time: Option<Timestamp>,
     pub(super) has_chunks: bool,
+    tables_left: u64,
+    table_limit: u64,
     scratch: Vec<u8>,
 }
 
@@ -96,6 +100,8 @@ impl<'a> Writer<'a> {
             tree: Tree::new(limits.metadata_bytes),
             build_time: None,
             has_chunks: false,
+            tables_left: limits.table_bytes,
+            table_limit: limits.table_bytes,
             scratch: Vec::new(),
         }
     }
@@ -121,6 +127,10 @@ impl<'a> Writer<'a> {
         let Some(plan) = ChunkPlan::cheapest(size, segments) else {
             return self.begin_file(attributes, size);
         };
+        self.tables_left = self
+            .tables_left
+            .checked_sub(plan.table_len())
+            .ok_or(ErofsError::TablesTooLarge { limit: self.table_limit })?;
         let mut inode = self.inode(FileType::Regular, attributes, size);
         inode.layout = Layout::Chunked;
         inode.location = plan.bits;
@@ -308,7 +318,7 @@ mod tests {
     #[test]
     fn a_file_of_more_than_4_gib_keeps_its_size_and_its_end() {
         let blob = tempfile::tempfile().unwrap();
-        let limits = WriterLimits { blob_bytes: 1 << 40, metadata_bytes: 1 << 20 };
+        let limits = WriterLimits { blob_bytes: 1 << 40, metadata_bytes: 1 << 20, table_bytes: 0 };
         let mut writer = Writer::new(&blob, limits);
         let size = (4 << 30) + 4096 + 5;
         let mut slot = writer.begin_file(&Attributes::default(), size).unwrap();
@@ -332,7 +342,7 @@ mod tests {
     #[test]
     fn a_blob_of_more_blocks_than_addresses_is_refused() {
         let blob = tempfile::tempfile().unwrap();
-        let limits = WriterLimits { blob_bytes: u64::MAX, metadata_bytes: 1 << 20 };
+        let limits = WriterLimits { blob_bytes: u64::MAX, metadata_bytes: 1 << 20, table_bytes: 0 };
         let mut writer = Writer::new(&blob, limits);
         let refused = writer.begin_file(&Attributes::default(), 16 << 40).err();
         assert!(matches!(refused, Some(ErofsError::BlobTooLarge { .. })));

@@ -59,7 +59,11 @@ pub struct LayerSummary {
 /// # Errors
 /// If the stream fails, is malformed or hostile, or costs more than `limits`; if the blob cannot be written.
 pub fn convert(tar: impl Read, blob: &File, limits: &LayerLimits) -> Result<LayerSummary, LayerError> {
-    let writer_limits = WriterLimits { blob_bytes: limits.blob_bytes, metadata_bytes: limits.metadata_bytes };
+    let writer_limits = WriterLimits {
+        blob_bytes: limits.blob_bytes,
+        metadata_bytes: limits.metadata_bytes,
+        table_bytes: limits.sparse_table_bytes,
+    };
     let mut converter = Converter {
         entries: Entries::new(tar, limits),
         writer: Writer::new(blob, writer_limits),

@@ -167,7 +167,8 @@ impl<'a, R: Read> Entries<'a, R> {
         let mut entry = Entry { kind, path, link, attributes, size: stored, segments: None };
         if kind == EntryKind::File {
             self.read_sparse_map(header, offset, take(&mut extensions.pax), &mut entry)?;
-            let limit = self.limits.file_bytes;
+            // No kernel reads a file beyond this.
+            let limit = self.limits.file_bytes.min(i64::MAX as u64);
             if entry.size > limit {
                 let source = EntryError::FileTooLarge { size: entry.size, limit };
                 return Err(LayerError::Entry { entry: EntryName::new(&entry.path), source });
@@ -193,9 +194,13 @@ impl<'a, R: Read> Entries<'a, R> {
         pax: PaxFields,
         entry: &mut Entry,
     ) -> Result<(), LayerError> {
+        let old_gnu = header.type_flag == b'S' && header.dialect == Dialect::Gnu;
+        if !old_gnu && !pax.sparse.map_in_data && !pax.sparse.has_map {
+            return Ok(());
+        }
         let name = EntryName::new(&entry.path);
         let refused = |source| LayerError::Entry { entry: name.clone(), source: EntryError::Sparse(source) };
-        let (numbers, size) = if header.type_flag == b'S' && header.dialect == Dialect::Gnu {
+        let (numbers, size) = if old_gnu {
             let bad_header = |source| LayerError::Header { offset, source };
             let (pairs, mut more, size) = header.gnu_sparse().map_err(bad_header)?;
             let mut numbers = MapNumbers::default();
@@ -208,10 +213,8 @@ impl<'a, R: Read> Entries<'a, R> {
             (numbers, Some(size))
         } else if pax.sparse.map_in_data {
             (self.read_text_map(&refused)?, pax.sparse.real_size)
-        } else if pax.sparse.has_map {
-            (MapNumbers::from_pax(pax.sparse.numbers).map_err(refused)?, pax.sparse.real_size)
         } else {
-            return Ok(());
+            (MapNumbers::from_pax(pax.sparse.numbers).map_err(refused)?, pax.sparse.real_size)
         };
         let size = size.ok_or_else(|| refused(SparseError::NoSize))?;
         entry.segments = Some(numbers.check(size, self.data_left).map_err(refused)?);

@@ -13,6 +13,9 @@ pub struct LayerLimits {
     pub file_bytes: u64,
     /// Bytes of memory for names and directories. A million files with 20-byte names need about 60 MiB.
     pub metadata_bytes: u64,
+    /// Bytes of the blob for tables of sparse files: 4 for each chunk of a file, whose size follows from where
+    /// data and holes are. A terabyte with data at both ends has 2 MiB of them.
+    pub sparse_table_bytes: u64,
     /// Bytes of an entry's path.
     pub path_bytes: usize,
     /// Bytes of one extended header or long name record.
@@ -29,6 +32,7 @@ impl Default for LayerLimits {
             blob_bytes: 1 << 40,
             file_bytes: 16 << 40,
             metadata_bytes: 384 << 20,
+            sparse_table_bytes: 256 << 20,
             path_bytes: 4096,
             // As in Go's archive/tar.
             header_bytes: 1 << 20,

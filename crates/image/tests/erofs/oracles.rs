@@ -116,6 +116,35 @@ impl Blob {
     }
 }
 
+/// Mounts blobs, top layer first, and an overlay of them, and gives its mount point to `look`.
+pub(crate) fn with_overlay(layers: &[&Blob], look: impl FnOnce(&Path)) {
+    fn stack(layers: &[&Blob], mounted: &mut Vec<PathBuf>, look: &mut dyn FnMut(&[PathBuf])) {
+        match layers {
+            [] => look(mounted),
+            [first, rest @ ..] => first.with_kernel(|point| {
+                mounted.push(point.to_path_buf());
+                stack(rest, mounted, look);
+            }),
+        }
+    }
+    let mut look = Some(look);
+    stack(layers, &mut Vec::new(), &mut |points| {
+        let dir = tempfile::tempdir().unwrap();
+        let lower: Vec<_> = points.iter().map(|point| point.to_str().unwrap()).collect();
+        let mount = Command::new("mount")
+            .args(["-t", "overlay", "overlay", "-o", &format!("lowerdir={}", lower.join(":"))])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        if !mount.status.success() {
+            eprintln!("NOT CHECKED: overlayfs: {}", String::from_utf8_lossy(&mount.stderr).trim());
+            return;
+        }
+        let _unmount = Unmount(dir.path().to_path_buf());
+        look.take().expect("called once")(dir.path());
+    });
+}
+
 /// Unmounts when the test is through, or has failed.
 struct Unmount(PathBuf);
 

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::MetadataExt;
 
-use nacre_image::layer::{EntryError, LayerError, LayerLimits};
+use nacre_image::layer::{EntryError, ErofsError, LayerError, LayerLimits};
 
 use crate::oracles::{Blob, packed_by_gnu_tar, unpacked_by_gnu_tar};
 use crate::tarball::{Header, Tarball, seal};
@@ -119,4 +119,21 @@ fn an_endless_chain_of_old_gnu_maps_is_refused() {
     }
     let error = Blob::with_limits(&tar[..], &LayerLimits::default()).err().unwrap();
     assert!(matches!(error, LayerError::Entry { source: EntryError::Sparse(_), .. }), "{error:?}");
+}
+
+#[test]
+fn many_small_entries_with_large_tables_are_refused() {
+    // 1.5 KiB of archive for 8 MiB of table each.
+    let one = sparse(16 << 40, &[(0, 1)], b"x").unfinished();
+    let tar = one.repeat(100);
+    let error = Blob::with_limits(&tar[..], &LayerLimits::default()).err().unwrap();
+    assert!(matches!(error, LayerError::Blob(ErofsError::TablesTooLarge { .. })), "{error:?}");
+}
+
+#[test]
+fn sizes_beyond_what_a_kernel_reads_are_refused() {
+    let limits = LayerLimits { file_bytes: u64::MAX, blob_bytes: u64::MAX, ..LayerLimits::default() };
+    let tar = sparse(u64::MAX, &[(u64::MAX - 1, 1)], b"x").finish();
+    let error = Blob::with_limits(&tar[..], &limits).err().unwrap();
+    assert!(matches!(error, LayerError::Entry { source: EntryError::FileTooLarge { .. }, .. }), "{error:?}");
 }

@@ -1,8 +1,13 @@
 //! Deletions in a layer, in the form that overlayfs understands (OCI image specification, layer changesets).
 
-use crate::oracles::Blob;
+use std::fs;
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use crate::oracles::{Blob, with_overlay};
 use crate::tarball::Tarball;
-use crate::tree::{S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, Tree};
+use crate::tree::{S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, Tree, assert_same};
 
 const OPAQUE: &[u8] = b"trusted.overlay.opaque";
 
@@ -126,4 +131,93 @@ fn i16_a_layer_cannot_speak_to_overlayfs_by_attributes() {
     };
     assert_eq!((own("d"), own("f")), (0, 0));
     assert_eq!(tree[b"d".as_slice()].xattrs[b"trusted.overlay.overlay.redirect".as_slice()], b"/etc");
+}
+
+#[test]
+fn overlayfs_shows_what_the_upper_layer_says() {
+    let lower = Tarball::new()
+        .file("deleted", b"")
+        .file("kept", b"lower")
+        .file("replaced", b"lower")
+        .file("d/lower", b"")
+        .file("d/sub/lower", b"")
+        .file("emptied/lower", b"")
+        .file("again/lower", b"")
+        .file("file-to-dir", b"")
+        .file("dir-to-file/x", b"")
+        .finish();
+    let upper = Tarball::new()
+        .file(".wh.deleted", b"")
+        .file("replaced", b"upper")
+        .file("d/upper", b"")
+        .file("d/.wh.sub", b"")
+        .file("emptied/.wh..wh..opq", b"")
+        .file("again/upper", b"")
+        .file(".wh.again", b"")
+        .dir("file-to-dir")
+        .file("file-to-dir/upper", b"")
+        .file("dir-to-file", b"")
+        .pax(&[("SCHILY.xattr.trusted.overlay.redirect", b"/kept")])
+        .dir("escaped")
+        .finish();
+    let names = |path: &Path| {
+        let mut names: Vec<_> = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names.join(" ")
+    };
+    with_overlay(&[&Blob::of(&upper), &Blob::of(&lower)], |root| {
+        assert_eq!(names(root), "again d dir-to-file emptied escaped file-to-dir kept replaced");
+        assert_eq!(names(&root.join("d")), "lower upper");
+        assert_eq!(names(&root.join("emptied")), "");
+        assert_eq!(names(&root.join("again")), "upper");
+        assert_eq!(names(&root.join("file-to-dir")), "upper");
+        assert_eq!(fs::read(root.join("kept")).unwrap(), b"lower");
+        assert_eq!(fs::read(root.join("replaced")).unwrap(), b"upper");
+        assert!(root.join("dir-to-file").is_file());
+        assert_eq!(names(&root.join("escaped")), "");
+    });
+}
+
+/// A name that is always a directory (`d`), always a file (`f`), or never there (`n`).
+fn path() -> impl Strategy<Value = String> {
+    ("(d[12]/){0,2}", "[dfn][12]").prop_map(|(parents, name)| parents + &name)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+
+    #[test]
+    fn i16_the_order_of_whiteouts_among_entries_does_not_matter(
+        entries in prop::collection::vec(path(), 0..12),
+        whiteouts in prop::collection::vec((path(), any::<bool>(), any::<prop::sample::Index>()), 0..8),
+    ) {
+        let add = |tar: Tarball, path: &String| {
+            let name = path.rsplit('/').next().unwrap();
+            if name.starts_with('d') { tar.dir(path) } else { tar.file(path, b"data") }
+        };
+        let add_whiteout = |tar: Tarball, path: &String, opaque: bool| {
+            let (parent, name) = path.rsplit_once('/').map_or(("", path.as_str()), |(parent, name)| (parent, name));
+            let marker = if opaque && !parent.is_empty() { ".wh..wh..opq".into() } else { format!(".wh.{name}") };
+            tar.file(format!("{parent}/{marker}"), b"")
+        };
+        let last = entries.iter().fold(Tarball::new(), add);
+        let last = whiteouts.iter().fold(last, |tar, (path, opaque, _)| add_whiteout(tar, path, *opaque));
+        let mut among = Tarball::new();
+        for (n, entry) in entries.iter().enumerate() {
+            for (path, opaque, at) in &whiteouts {
+                if at.index(entries.len()) == n {
+                    among = add_whiteout(among, path, *opaque);
+                }
+            }
+            among = add(among, entry);
+        }
+        if entries.is_empty() {
+            among = whiteouts.iter().fold(among, |tar, (path, opaque, _)| add_whiteout(tar, path, *opaque));
+        }
+        let (last, among) = (Blob::of(&last.finish()), Blob::of(&among.finish()));
+        assert_same("whiteouts last", &last.tree(), "whiteouts among", &among.tree());
+    }
 }
