@@ -5,6 +5,7 @@ pub mod blk;
 mod config;
 pub mod console;
 pub mod device;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 mod queue;

@@ -45,6 +45,8 @@ pub(crate) enum QueueError {
     Table,
     #[error("the used ring cannot be written")]
     Used(#[source] virtio_queue::Error),
+    #[error("the process that serves the queues is gone")]
+    Backend,
 }
 
 /// What is wrong with one request, while its ring is still sound.
