@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 
 use crate::install;
-use crate::lab::{self, Clock, Job, Place};
+use crate::lab::{self, Job, Kind, Place};
 use crate::packages::{self, Need};
 use crate::process::step;
 use crate::project::Project;
@@ -67,7 +67,7 @@ fn measure_there(project: &Project, place: Place, results: &Path) -> Result<()> 
         // What an earlier run left must not pass for this one's.
         let _ = fs::remove_file(results);
         let command = [own.display().to_string(), "bench-inside".to_owned(), results.display().to_string()];
-        let job = Job { clock: Clock::Instructions, ..Job::new(command) }.timeout(LIMIT);
+        let job = Job { kind: Kind::Counted, ..Job::new(command) }.timeout(LIMIT);
         match lab::execute(project, place, &job, &mut lab::forward)? {
             0 => return Ok(()),
             lab::TIMED_OUT => eprintln!("    the run hung; once more"),

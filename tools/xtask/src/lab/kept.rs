@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use super::client::{self, Accepted};
 use super::image::Image;
 use super::machine::{self, Disk, Machine};
-use super::{Clock, Job, Stream};
+use super::{Job, Kind, Stream};
 use crate::process::tail;
 use crate::project::Project;
 
@@ -103,7 +103,7 @@ fn start(project: &Project, image: &Image, state: &Path) -> Result<()> {
         image,
         state,
         disk: Disk::Throwaway(&disk),
-        clock: Clock::Wall,
+        kind: Kind::Kept,
         shares,
         extra: vec![
             "-netdev".into(),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::Clock;
+use super::Kind;
 use super::image::Image;
 use crate::process::tail;
 use crate::project::Project;
@@ -57,7 +57,7 @@ pub(super) struct Machine<'a> {
     /// Directory of its sockets and logs.
     pub(super) state: &'a Path,
     pub(super) disk: Disk<'a>,
-    pub(super) clock: Clock,
+    pub(super) kind: Kind,
     pub(super) shares: Vec<Share>,
     /// Further QEMU arguments.
     pub(super) extra: Vec<String>,
@@ -146,9 +146,9 @@ impl Machine<'_> {
         command.arg("-L").arg(self.image.rootfs().join("usr/share/qemu"));
         command.arg("-L").arg(self.image.rootfs().join("usr/share/seabios"));
         command.args(["-M", "q35", "-cpu", "max,la57=off"]);
-        command.args(match self.clock {
-            Clock::Wall => ["-accel", "tcg,thread=multi,tb-size=512", "-smp", "2"].as_slice(),
-            Clock::Instructions => {
+        command.args(match self.kind {
+            Kind::Kept | Kind::Fresh => ["-accel", "tcg,thread=multi,tb-size=512", "-smp", "2"].as_slice(),
+            Kind::Counted => {
                 ["-accel", "tcg,thread=single,tb-size=512", "-smp", "1", "-icount", "shift=0,sleep=off"]
                     .as_slice()
             }

@@ -7,7 +7,7 @@
 //! image.rs    L1's disk and kernel: rootfs.rs (debootstrap), initrd, one boot that prepares fixtures
 //! machine.rs  the outer QEMU with its virtiofsd
 //! kept.rs     a machine that serves commands (client.rs <-> tools/lab/agent.py) and ends itself when idle
-//! once.rs     a machine for one command: instruction-counted, or with its disk writable
+//! once.rs     a machine for one command: fresh, instruction-counted, or with its disk writable
 //! ```
 //!
 //! Two clocks: the kept machine runs on two cores as fast as it can, and its times depend on this machine's load;
@@ -38,6 +38,9 @@ pub(crate) struct Options {
     /// One vCPU, and a clock that counts instructions: for times that are reported or compared
     #[arg(long)]
     icount: bool,
+    /// A machine of its own for this command
+    #[arg(long)]
+    fresh: bool,
     /// End the command after this many seconds (status 124)
     #[arg(long, value_name = "SECONDS")]
     timeout: Option<u64>,
@@ -61,13 +64,15 @@ pub(crate) enum Place {
     Emulated,
 }
 
-/// Which clock the emulated machine has.
+/// Which emulated machine a command gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Clock {
-    /// Runs as fast as it can.
-    Wall,
-    /// 1 ns an instruction.
-    Instructions,
+pub(crate) enum Kind {
+    /// The one that is kept between commands.
+    Kept,
+    /// One of its own, for this command alone.
+    Fresh,
+    /// One of its own whose clock counts instructions, 1 ns each.
+    Counted,
 }
 
 /// Which of the two outputs some bytes came from.
@@ -83,8 +88,8 @@ pub(crate) enum Stream {
 pub(crate) struct Job {
     /// Program and arguments.
     pub(crate) command: Vec<String>,
-    /// The machine's clock.
-    pub(crate) clock: Clock,
+    /// Which machine it gets, where it does not run directly.
+    pub(crate) kind: Kind,
     /// After which it is ended.
     pub(crate) timeout: Option<Duration>,
     /// Whether it gets our standard input.
@@ -92,10 +97,10 @@ pub(crate) struct Job {
 }
 
 impl Job {
-    /// A command on the wall clock, without input or time limit.
+    /// A command in the kept machine, without input or time limit.
     pub(crate) fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         let command = command.into_iter().map(Into::into).collect();
-        Self { command, clock: Clock::Wall, timeout: None, stdin: false }
+        Self { command, kind: Kind::Kept, timeout: None, stdin: false }
     }
 
     /// The same command with a time limit.
@@ -116,9 +121,13 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     }
     let job = Job {
         command: options.command.clone(),
-        clock: if options.icount { Clock::Instructions } else { Clock::Wall },
+        kind: match (options.icount, options.fresh) {
+            (true, _) => Kind::Counted,
+            (_, true) => Kind::Fresh,
+            _ => Kind::Kept,
+        },
         timeout: options.timeout.map(Duration::from_secs),
-        stdin: !options.icount,
+        stdin: !options.icount && !options.fresh,
     };
     let status = execute(project, place, &job, &mut forward)?;
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
@@ -148,10 +157,12 @@ pub(crate) fn execute(
     if !is_root() {
         bail!("this needs root: run it with sudo -E");
     }
-    match (place, job.clock) {
+    match (place, job.kind) {
         (Place::Direct, _) => direct(project, job, sink),
-        (Place::Emulated, Clock::Wall) => kept::execute(project, &image::build(project)?, job, sink),
-        (Place::Emulated, Clock::Instructions) => once::execute(project, &image::build(project)?, job, sink),
+        (Place::Emulated, Kind::Kept) => kept::execute(project, &image::build(project)?, job, sink),
+        (Place::Emulated, Kind::Fresh | Kind::Counted) => {
+            once::execute(project, &image::build(project)?, job, sink)
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! A machine for one command: it boots, runs it, gives its output and status, and ends.
 //!
-//! Used where the clock counts instructions (a TCP channel's timers would run wild there, since an idle clock
-//! jumps; virtio-serial has none), and for the one boot that writes to the image.
+//! Used by tests that look at the whole machine, where the clock counts instructions (a TCP channel's timers would
+//! run wild there, since an idle clock jumps; virtio-serial has none), and for the one boot that writes to the image.
 
 use std::fs;
 use std::io::Read;
@@ -79,7 +79,7 @@ fn boot(
         let device = format!("virtserialport,chardev={port},name=lab.{port}");
         extra.extend(["-chardev".into(), chardev, "-device".into(), device]);
     }
-    let machine = Machine { image, state: state.path(), disk, clock: job.clock, shares, extra };
+    let machine = Machine { image, state: state.path(), disk, kind: job.kind, shares, extra };
     follow(&machine, listeners, job.timeout.unwrap_or(Duration::from_secs(3600)), sink)
 }
 
