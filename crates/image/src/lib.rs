@@ -6,6 +6,7 @@
 //! archive                     OCI layouts and docker-save files
 //! manifest, config            documents
 //! ingest, layer, erofs        a layer's bytes -> verified EROFS blob, nothing unpacked
+//! assemble                    layers -> image
 //! store                       what is here: find, list, inspect, lease, remove, prune
 //! pull                        all of it in order
 //! ```
@@ -14,6 +15,7 @@
 //! `docs/images.md` tells users and operators what they need to know.
 
 pub mod archive;
+mod assemble;
 pub mod config;
 pub mod digest;
 pub mod erofs;

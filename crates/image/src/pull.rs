@@ -15,6 +15,7 @@ use bytes::{Buf, Bytes};
 use futures_util::stream::{self, StreamExt};
 use tokio::sync::mpsc;
 
+use crate::assemble::{Complete, assemble};
 use crate::config::{ConfigError, ImageConfig};
 use crate::digest::Digest;
 use crate::ingest::{LayerFailure, LayerSpec, ingest};
@@ -23,7 +24,7 @@ use crate::manifest::{self, Descriptor, Document, Manifest, ManifestError, Platf
 use crate::progress::{Event, Progress};
 use crate::reference::{Reference, Selector};
 use crate::registry::{BlobRequest, Client, RegistryError, RegistryOptions};
-use crate::store::{Image, ImageRecord, LayerBlob, LayerRecord, NameRecord, Store, StoreError};
+use crate::store::{Image, LayerBlob, Store, StoreError};
 
 /// Pieces of a layer that may wait between the network and the decoder.
 const NETWORK_CHUNKS_WAITING: usize = 32;
@@ -112,6 +113,9 @@ pub enum PullError {
         #[source]
         source: LayerFailure,
     },
+    /// The layers do not go together.
+    #[error("layers cannot be put together")]
+    Assemble(#[source] LayerFailure),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -320,39 +324,26 @@ impl Pull<'_> {
         config: ImageConfig,
         config_bytes: &[u8],
     ) -> Result<Image, PullError> {
-        let id = Digest::sha256(config_bytes);
-        let record = image_record(self.store, &id, Some(&resolved.manifest_digest), config)?;
         let (target, target_bytes) = &resolved.target;
-        let documents = [
-            (&id, config_bytes),
-            (&resolved.manifest_digest, resolved.manifest_bytes.as_slice()),
-            (target, target_bytes.as_slice()),
-        ];
-        let mut names = vec![self.reference.clone()];
+        let mut names = vec![(self.reference.clone(), Some(target.clone()))];
         if self.reference.tag().is_some() {
-            names.push(self.reference.with_digest(target.clone()));
+            names.push((self.reference.with_digest(target.clone()), Some(target.clone())));
         }
-        let named = |name| NameRecord { name, target: Some(target.clone()), image: id.clone() };
-        let names: Vec<NameRecord> = names.into_iter().map(named).collect();
-        self.store.commit_image(&record, &documents, &names)?;
-        let missing = || StoreError::NotFound(id.to_string());
-        Ok(self.store.image(&id)?.ok_or_else(missing)?)
+        let complete = Complete {
+            config,
+            config_bytes,
+            manifest_digest: Some(&resolved.manifest_digest),
+            documents: vec![
+                (&resolved.manifest_digest, resolved.manifest_bytes.as_slice()),
+                (target, target_bytes.as_slice()),
+            ],
+            names,
+        };
+        assemble(self.store, &self.options.layer, complete).map_err(|error| match error {
+            LayerFailure::Store(error) => error.into(),
+            error => PullError::Assemble(error),
+        })
     }
-}
-
-/// The record of an image whose layers are all in the store.
-pub(crate) fn image_record(
-    store: &Store,
-    id: &Digest,
-    manifest_digest: Option<&Digest>,
-    config: ImageConfig,
-) -> Result<ImageRecord, StoreError> {
-    let mut layers = Vec::with_capacity(config.rootfs.diff_ids.len());
-    for diff_id in &config.rootfs.diff_ids {
-        let missing = || StoreError::LayerMissing { image: id.clone(), diff_id: diff_id.clone() };
-        layers.push(LayerRecord::from(&store.layer(diff_id)?.ok_or_else(missing)?));
-    }
-    Ok(ImageRecord { id: id.clone(), manifest_digest: manifest_digest.cloned(), config, layers })
 }
 
 /// The network's chunks as a blocking reader. A channel that closes before all bytes came is an error.

@@ -177,7 +177,7 @@ fn split_tag(text: &str) -> (&str, Option<&str>) {
     }
 }
 
-/// The first component is a host when it could not be part of a path: a dot, a colon, upper case, or "localhost".
+/// The first component is a host when it could not be part of a path: a dot, a colon, or "localhost".
 fn split_domain(name: &str) -> Result<(String, String), ReferenceError> {
     let official = |path: &str| {
         if path.contains('/') { path.to_owned() } else { format!("{OFFICIAL_PREFIX}{path}") }
@@ -188,12 +188,14 @@ fn split_domain(name: &str) -> Result<(String, String), ReferenceError> {
         }
         return Ok((DEFAULT_DOMAIN.to_owned(), official(name)));
     };
-    let is_host =
-        first.contains(['.', ':']) || first == "localhost" || first.bytes().any(|c| c.is_ascii_uppercase());
-    if !is_host {
+    let domain = first.to_ascii_lowercase();
+    if !domain.contains(['.', ':']) && domain != "localhost" {
+        // Upper case makes it a host for Docker. Hosts are lower case here, and then it would be one no more.
+        if domain != first {
+            return Err(ReferenceError::BadHost(first.to_owned()));
+        }
         return Ok((DEFAULT_DOMAIN.to_owned(), name.to_owned()));
     }
-    let domain = first.to_ascii_lowercase();
     check_host(&domain).ok_or_else(|| ReferenceError::BadHost(first.to_owned()))?;
     if domain == DEFAULT_DOMAIN || domain == LEGACY_DEFAULT_DOMAIN {
         return Ok((DEFAULT_DOMAIN.to_owned(), official(rest)));
@@ -310,7 +312,7 @@ mod tests {
         assert_eq!(canonical("localhost/app"), "localhost/app:latest");
         assert_eq!(canonical("127.0.0.1:5000/demo/python"), "127.0.0.1:5000/demo/python:latest");
         assert_eq!(canonical("[::1]:5000/x:y"), "[::1]:5000/x:y");
-        assert_eq!(canonical("EXAMPLE/app"), "example/app:latest");
+        assert_eq!(canonical("Example.com/app"), "example.com/app:latest");
         assert_eq!(canonical(&format!("ghcr.io/a/b:tag@sha256:{HEX}")), format!("ghcr.io/a/b@sha256:{HEX}"));
     }
 
@@ -345,6 +347,7 @@ mod tests {
             "a:b c",
             "A",
             "a/B",
+            "A/b",
             "a@",
             "a@sha256:../x",
             "a:",

@@ -148,6 +148,9 @@ pub enum ImportError {
         #[source]
         source: LayerFailure,
     },
+    /// The layers do not go together.
+    #[error("layers cannot be put together")]
+    Assemble(#[source] LayerFailure),
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -15,14 +15,15 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::thread;
 
+use crate::assemble::{Complete, assemble};
 use crate::config::ImageConfig;
 use crate::digest::Digest;
-use crate::ingest::{LayerSpec, ingest};
+use crate::ingest::{LayerFailure, LayerSpec, ingest};
 use crate::progress::{Event, Progress};
-use crate::pull::{PullOptions, image_record};
+use crate::pull::PullOptions;
 use crate::reference::Reference;
 use crate::source::LocalKind;
-use crate::store::{Image, NameRecord, Store, StoreError};
+use crate::store::{Image, Store};
 
 use container::Container;
 pub use error::ImportError;
@@ -144,17 +145,19 @@ impl Import<'_> {
     }
 
     fn commit(&self, found: Found, config: ImageConfig) -> Result<Image, ImportError> {
-        let id = Digest::sha256(&found.config);
-        let manifest_digest = found.manifest.as_ref().map(|(digest, _)| digest);
-        let record = image_record(self.store, &id, manifest_digest, config)?;
-        let mut documents = vec![(&id, found.config.as_slice())];
-        documents.extend(found.manifest.as_ref().map(|(digest, bytes)| (digest, bytes.as_slice())));
-        // No target: a later pull of the name must ask the registry.
-        let named = |name| NameRecord { name, target: None, image: id.clone() };
-        let names: Vec<NameRecord> = found.names.into_iter().map(named).collect();
-        self.store.commit_image(&record, &documents, &names)?;
-        let missing = || StoreError::NotFound(id.to_string());
-        Ok(self.store.image(&id)?.ok_or_else(missing)?)
+        let manifest = found.manifest.as_ref().map(|(digest, bytes)| (digest, bytes.as_slice()));
+        let complete = Complete {
+            config,
+            config_bytes: &found.config,
+            manifest_digest: manifest.map(|(digest, _)| digest),
+            documents: manifest.into_iter().collect(),
+            // No target: a later pull of the name must ask the registry.
+            names: found.names.into_iter().map(|name| (name, None)).collect(),
+        };
+        assemble(self.store, &self.options.layer, complete).map_err(|error| match error {
+            LayerFailure::Store(error) => error.into(),
+            error => ImportError::Assemble(error),
+        })
     }
 }
 

@@ -36,8 +36,9 @@ pub(crate) use error::is_disk_full;
 pub(crate) use files::TempFile;
 pub use gc::{PruneOptions, Pruned, Removed};
 pub use lease::Lease;
+pub(crate) use lease::PullLease;
 pub use record::{Image, ImageSummary, LayerBlob};
-pub(crate) use record::{ImageRecord, LayerMeta, LayerRecord, NameRecord};
+pub(crate) use record::{ImageRecord, LayerMeta, LayerRecord, NameRecord, path_bytes};
 
 use crate::digest::Digest;
 use crate::layer::LayerSummary;
@@ -267,15 +268,18 @@ impl Store {
 
     /// The stored layer of this diff id, if it is there as it was stored.
     pub(crate) fn layer(&self, diff_id: &Digest) -> Result<Option<LayerBlob>, StoreError> {
-        let meta = files::read_json::<LayerMeta>(&self.layer_file(diff_id, "json"))?;
-        let meta = meta.filter(|meta| meta.format == LayerMeta::FORMAT && meta.diff_id == *diff_id);
-        Ok(meta.and_then(|meta| {
+        Ok(self.layer_meta(diff_id)?.and_then(|meta| {
             self.look_at(&LayerRecord {
                 diff_id: meta.diff_id,
                 length_bytes: meta.length_bytes,
                 root_opaque: meta.root_opaque,
             })
         }))
+    }
+
+    pub(crate) fn layer_meta(&self, diff_id: &Digest) -> Result<Option<LayerMeta>, StoreError> {
+        let meta = files::read_json::<LayerMeta>(&self.layer_file(diff_id, "json"))?;
+        Ok(meta.filter(|meta| meta.format == LayerMeta::FORMAT && meta.diff_id == *diff_id))
     }
 
     /// The layer of a record, if its blob has the length that it should.
@@ -308,6 +312,8 @@ impl Store {
             diff_id: diff_id.clone(),
             length_bytes,
             root_opaque,
+            implied_dirs: summary.implied_dirs.iter().map(|path| record::path_text(path)).collect(),
+            more_implied_dirs: summary.implied_dir_count > summary.implied_dirs.len() as u64,
             blob_digest: record::digest_file(blob.file(), &path)?,
         };
         blob.persist(&path)?;

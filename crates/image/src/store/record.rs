@@ -23,7 +23,7 @@ pub struct Image {
     /// How its containers start.
     pub config: ImageConfig,
     /// Layers to stack, lowest first. Those below a layer that hides all of them are left out: overlayfs does
-    /// not look at the mark on a root directory.
+    /// not look at the mark on a root directory. A last one that corrects directories may be added (`assemble`).
     pub layers: Vec<LayerBlob>,
 }
 
@@ -99,6 +99,12 @@ pub(crate) struct LayerMeta {
     pub(crate) length_bytes: u64,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) root_opaque: bool,
+    /// Directories that the layer uses but does not describe; each byte of a path is one character.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) implied_dirs: Vec<String>,
+    /// There are more of them than are listed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) more_implied_dirs: bool,
     /// SHA-256 of the EROFS blob, for [`Store::verify`].
     pub(crate) blob_digest: Digest,
 }
@@ -168,6 +174,16 @@ pub(super) fn names_of(names: &[NameRecord], id: &Digest) -> Vec<Reference> {
         names.iter().filter(|record| record.image == *id).map(|record| record.name.clone()).collect();
     names.sort_by_key(|name| (name.digest().is_some(), name.to_string()));
     names
+}
+
+/// A path as text without loss: JSON has no bytes.
+pub(crate) fn path_text(path: &[u8]) -> String {
+    path.iter().copied().map(char::from).collect()
+}
+
+/// The path of [`path_text`].
+pub(crate) fn path_bytes(text: &str) -> Vec<u8> {
+    text.chars().filter_map(|c| u8::try_from(u32::from(c)).ok()).collect()
 }
 
 /// SHA-256 of a whole file, whatever its offset.

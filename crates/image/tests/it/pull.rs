@@ -260,3 +260,32 @@ fn i11_pulls_of_images_that_share_layers_do_not_disturb_each_other() {
         bench.assert_untouched();
     }
 }
+
+#[test]
+fn directories_that_a_layer_only_passes_through_are_corrected_on_top() {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Directory);
+    header.set_size(0);
+    header.set_mode(0o1777);
+    builder.append_data(&mut header, "tmp/", &[][..]).unwrap();
+    let base = TestLayer::gzip(&builder.into_inner().unwrap());
+    let image = TestImage::new(vec![base, TestLayer::gzip(&tar_of(&[("tmp/file", b"f")]))]);
+    let server = Server::start(image.serve());
+    let bench = Bench::new();
+
+    let pulled = bench.pull(&server.name()).unwrap();
+
+    assert_eq!(pulled.layers.len(), 3);
+    let blob = std::fs::read(&pulled.layers[2].path).unwrap();
+    let fs = erofs_rs::EroFS::new(erofs_rs::backend::SliceImage::new(&blob)).unwrap();
+    let entries: Vec<_> = fs.walk_dir("/").unwrap().map(|entry| entry.unwrap()).collect();
+    assert_eq!(entries.len(), 1);
+    assert_eq!(entries[0].dir_entry.file_name(), b"tmp");
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&entries[0].inode.permissions()) & 0o7777, 0o1777);
+
+    bench.store.prune(PruneOptions::default()).unwrap();
+    bench.store.verify(&pulled).unwrap();
+    bench.store.remove(&server.name(), false).unwrap();
+    bench.assert_untouched();
+}
