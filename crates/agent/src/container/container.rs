@@ -107,40 +107,30 @@ impl Parts {
 /// Takes back what a failed creation has made, in reverse order.
 #[derive(Debug)]
 pub(super) struct Undo {
-    rootfs: Option<Teardown>,
-    cgroup: Option<Cgroup>,
+    parts: Option<Parts>,
 }
 
 impl Undo {
-    pub(super) fn new(rootfs: Teardown) -> Self {
-        Self { rootfs: Some(rootfs), cgroup: None }
+    pub(super) fn new(cgroup: Cgroup, rootfs: Teardown) -> Self {
+        Self { parts: Some(Parts { cgroup, rootfs: Mutex::new(Some(rootfs)) }) }
     }
 
-    pub(super) fn cgroup(&mut self, cgroup: Cgroup) -> &Cgroup {
-        self.cgroup.insert(cgroup)
+    pub(super) fn cgroup(&self) -> &Cgroup {
+        &self.parts.as_ref().expect("parts are taken only by disarm, which takes self").cgroup
     }
 
     /// Nothing is to be undone any more.
     pub(super) fn disarm(mut self) -> Parts {
-        let cgroup = self.cgroup.take().expect("a container is complete only with its cgroup");
-        Parts { cgroup, rootfs: Mutex::new(self.rootfs.take()) }
+        self.parts.take().expect("parts are taken only by disarm, which takes self")
     }
 }
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        if let Some(cgroup) = self.cgroup.take()
-            && let Err(error) = cgroup.remove()
+        if let Some(parts) = self.parts.take()
+            && let Err(error) = parts.remove()
         {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cgroup of a failed creation stays");
-        }
-        if let Some(mut rootfs) = self.rootfs.take()
-            && let Err(error) = rootfs.run()
-        {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "root file system of a failed creation stays"
-            );
+            tracing::warn!(error = &error as &dyn std::error::Error, "a failed creation could not be undone");
         }
     }
 }

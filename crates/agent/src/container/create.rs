@@ -1,15 +1,19 @@
 //! Creating a container: plan, cgroup, root file system, then the child.
 
-use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
-use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, fstat, makedev, mknodat, open, openat2, unlink};
+use nacre_protocol::id::ContainerId;
+use rustix::fs::{
+    CWD, FileType, Mode, OFlags, ResolveFlags, chmod, chown, makedev, mkdir, mknodat, open, openat2,
+};
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::process::{Gid, Uid};
 
 use super::cgroup::Cgroup;
-use super::container::{Container, Parts, Undo};
+use super::container::{Container, Undo};
 use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
 use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};
@@ -26,14 +30,21 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
 
     let mut fds = FdList::default();
     let stdio = stdio_orders(stdio, &mut fds);
+    // The cgroup first: it is the cheaper of the two to take back.
+    let cgroup = Cgroup::create(&guest.cgroup_root, id.as_str(), &resources)?;
     let rootfs_begun = Instant::now();
-    let prepared = rootfs::prepare(guest, &id, &source)?;
+    let prepared = match rootfs::prepare(guest, &id, &source) {
+        Ok(prepared) => prepared,
+        Err(error) => {
+            drop(Undo::new(cgroup, rootfs::Teardown::default()));
+            return Err(error.into());
+        }
+    };
     let rootfs_us = micros(rootfs_begun);
-    let mut undo = Undo::new(prepared.teardown);
-    let cgroup = undo.cgroup(Cgroup::create(&guest.cgroup_root, id.as_str(), &resources)?);
-    let cgroup_dir = duplicate(cgroup.dir())?;
+    let undo = Undo::new(cgroup, prepared.teardown);
+    let cgroup_dir = duplicate(undo.cgroup().dir())?;
 
-    open_sources(guest, &id, &mut container, &cgroup_dir, &mut fds)?;
+    let nodes = open_sources(guest, &id, &mut container, &cgroup_dir, &mut fds)?;
     let namespaces = container.namespaces.all();
     let orders = Orders {
         task: Task::Init(Box::new(InitTask { plan: container, rootfs: fds.push(prepared.mount) })),
@@ -43,7 +54,10 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
         cgroups: vec![fds.push(cgroup_dir)],
     };
     let init = launch(guest, "init", &orders, filter.as_ref(), fds)?;
-    let parts: Parts = undo.disarm();
+    drop(nodes);
+    // The child waits for its start, so nothing of the container has run yet.
+    undo.cgroup().restrict_devices(&resources)?;
+    let parts = undo.disarm();
     let container = Container::new(id, parts, init.child.clone(), namespaces, filter, personality);
     Ok(CreatedContainer { init, container: Arc::new(container), rootfs_us, create_us: micros(begun) })
 }
@@ -57,7 +71,7 @@ pub(super) fn stdio_orders(stdio: ChildStdio, fds: &mut FdList) -> StdioOrders {
     }
 }
 
-pub(super) fn duplicate(fd: std::os::fd::BorrowedFd<'_>) -> Result<OwnedFd, CreateError> {
+pub(super) fn duplicate(fd: BorrowedFd<'_>) -> Result<OwnedFd, CreateError> {
     rustix::io::fcntl_dupfd_cloexec(fd, 3).map_err(CreateError::Orders)
 }
 
@@ -68,11 +82,11 @@ fn micros(since: Instant) -> u64 {
 /// Opens what only the agent may: bind sources, namespaces to join, device nodes for a user namespace.
 fn open_sources(
     guest: &Guest,
-    id: &nacre_protocol::id::ContainerId,
+    id: &ContainerId,
     plan: &mut ContainerPlan,
     cgroup: &OwnedFd,
     fds: &mut FdList,
-) -> Result<(), CreateError> {
+) -> Result<Option<DeviceNodes>, CreateError> {
     let own_cgroup_namespace = plan.namespaces.has(libc::CLONE_NEWCGROUP as u64);
     for mount in &mut plan.mounts {
         match &mut mount.source {
@@ -89,12 +103,14 @@ fn open_sources(
     for join in &mut plan.namespaces.join {
         join.fd = Some(fds.push(open_namespace(join)?));
     }
-    if plan.namespaces.has_user() {
-        for device in &mut plan.devices {
-            device.fd = Some(fds.push(make_device(guest, id.as_str(), device)?));
-        }
+    if !plan.namespaces.has_user() {
+        return Ok(None);
     }
-    Ok(())
+    let nodes = DeviceNodes::create(guest, id.as_str())?;
+    for (number, device) in plan.devices.iter_mut().enumerate() {
+        device.fd = Some(fds.push(nodes.make(number, device)?));
+    }
+    Ok(Some(nodes))
 }
 
 fn source_error(what: &'static str, path: &str) -> impl FnOnce(rustix::io::Errno) -> CreateError {
@@ -136,29 +152,45 @@ fn open_namespace(join: &JoinPlan) -> Result<OwnedFd, CreateError> {
     }
 }
 
-/// A device node on the agent's own tmpfs, as a mount to be bound: a user namespace may not make nodes, and nodes
-/// on a file system that it mounted itself would not work.
-fn make_device(guest: &Guest, id: &str, device: &DevicePlan) -> Result<OwnedFd, CreateError> {
-    let node = guest.state_dir.join(format!("{id}.device"));
-    let error = |source| CreateError::Source { what: "device", path: device.path.clone(), source };
-    let kind = match device.kind {
-        NodeKind::Char => FileType::CharacterDevice,
-        NodeKind::Block => FileType::BlockDevice,
-        NodeKind::Fifo => FileType::Fifo,
-    };
-    let mode = Mode::from_raw_mode(device.mode);
-    mknodat(CWD, &node, kind, mode, makedev(device.major, device.minor)).map_err(error)?;
-    let opened = || {
-        rustix::fs::chmod(&node, mode)?;
-        let (uid, gid) =
-            (rustix::process::Uid::from_raw(device.uid), rustix::process::Gid::from_raw(device.gid));
-        rustix::fs::chown(&node, Some(uid), Some(gid))?;
-        let file = open(&node, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        fstat(&file)?;
-        clone_tree(&file, false)
-    };
-    let result = opened();
-    // The mount keeps the inode; its name is not needed any more.
-    unlink(&node).map_err(error)?;
-    result.map_err(error)
+/// Device nodes on the agent's own tmpfs, as mounts to be bound: a user namespace may not make nodes, and nodes on a
+/// file system that it mounted itself would not work.
+///
+/// Their names go when the value does, once they are bound; before, the kernel would not bind them.
+struct DeviceNodes {
+    dir: PathBuf,
+}
+
+impl DeviceNodes {
+    fn create(guest: &Guest, id: &str) -> Result<Self, CreateError> {
+        let dir = guest.state_dir.join(format!("{id}.devices"));
+        mkdir(&dir, Mode::RWXU).map_err(source_error("directory", &dir.display().to_string()))?;
+        Ok(Self { dir })
+    }
+
+    fn make(&self, number: usize, device: &DevicePlan) -> Result<OwnedFd, CreateError> {
+        let node = self.dir.join(number.to_string());
+        let kind = match device.kind {
+            NodeKind::Char => FileType::CharacterDevice,
+            NodeKind::Block => FileType::BlockDevice,
+            NodeKind::Fifo => FileType::Fifo,
+        };
+        let mode = Mode::from_raw_mode(device.mode);
+        let made = || {
+            mknodat(CWD, &node, kind, mode, makedev(device.major, device.minor))?;
+            // mknod goes by the agent's umask.
+            chmod(&node, mode)?;
+            chown(&node, Some(Uid::from_raw(device.uid)), Some(Gid::from_raw(device.gid)))?;
+            let file = open(&node, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+            clone_tree(&file, false)
+        };
+        made().map_err(source_error("device", &device.path))
+    }
+}
+
+impl Drop for DeviceNodes {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "device nodes of a creation stay");
+        }
+    }
 }

@@ -108,7 +108,7 @@ fn converse(
             (other, _) => Err(CreateError::Protocol(format!("{other:?}"))),
         }
     })?;
-    let set_up = wait_until_ready(socket);
+    let set_up = command(socket, Command::Proceed).and_then(|()| wait_until_ready(socket));
     if set_up.is_err() {
         child.kill_and_wait(KILL);
     }

@@ -4,9 +4,10 @@
 //! agent                       first stage (nacre-agent init|exec)        child
 //!   | orders, descriptors -----> |  limits, namespaces to be joined first
 //!   | <--------------- prepared  |
-//!   | go ----------------------> |  clone3
-//!   | <--- forked (pid, pidfd)   | ---------------------------------------> |
-//!   |                            exits                                      | the steps
+//!   | go ----------------------> |  clone3 -------------------------------> |
+//!   | <--- forked (pid, pidfd)   |                                          |
+//!   |                            exits                                      |
+//!   | proceed ------------------------------------------------------------> | the steps
 //!   | <------------------------------------------- terminal (master) ------ |
 //!   | <------------------------------------------- ready, or failed ------- |
 //!   | start --------------------------------------------------------------> | exec
@@ -75,6 +76,8 @@ pub(crate) enum Command {
     Orders { json: usize },
     /// Fork.
     Go,
+    /// To the child: the agent knows of it, the steps may begin.
+    Proceed,
     /// Exec the program.
     Start,
 }

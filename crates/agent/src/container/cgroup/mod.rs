@@ -140,13 +140,20 @@ impl Cgroup {
             }
         };
         let cgroup = Self { parent, name: name.to_owned(), dir, devices: Mutex::new(None) };
-        let limited =
-            cgroup.apply(resources).and_then(|()| cgroup.set_devices(&devices::program(&resources.devices)));
-        if let Err(error) = limited {
+        if let Err(error) = cgroup.apply(resources) {
             let _ = unlinkat(&cgroup.parent, name, AtFlags::REMOVEDIR);
             return Err(error);
         }
         Ok(cgroup)
+    }
+
+    /// Lets no process in it use a device that `resources` does not allow. Not before the container's own nodes
+    /// are made, which is the use of a device too.
+    ///
+    /// # Errors
+    /// [`CgroupError::Devices`].
+    pub(crate) fn restrict_devices(&self, resources: &Resources) -> Result<(), CgroupError> {
+        self.set_devices(&devices::program(&resources.devices))
     }
 
     /// The directory, for CLONE_INTO_CGROUP.
@@ -291,7 +298,8 @@ impl Cgroup {
     /// [`CgroupError::Timeout`] where a process does not die.
     pub(crate) fn remove(&self) -> Result<(), CgroupError> {
         match self.kill_all() {
-            Err(CgroupError::File { source: Errno::NODEV | Errno::NOENT, .. }) => return Ok(()),
+            // Removed before: the open directory has no files any more.
+            Err(CgroupError::NoSuchFile(_)) => return Ok(()),
             other => other?,
         }
         self.wait_for("populated", "0", "empty")?;

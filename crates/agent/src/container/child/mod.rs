@@ -55,7 +55,8 @@ type Step = (&'static str, fn(&mut Child) -> Result<(), StepError>);
 
 /// Steps of a container's init, in order.
 const INIT_STEPS: &[Step] = &[
-    ("take identity", namespaces::become_root),
+    ("wait for the agent", namespaces::wait_for_agent),
+    ("become root", namespaces::become_root),
     ("start session", settings::start_session),
     ("join namespaces", namespaces::join),
     ("set hostname", settings::set_names),
@@ -76,6 +77,7 @@ const INIT_STEPS: &[Step] = &[
 
 /// Steps of a process in a running container, in order.
 const EXEC_STEPS: &[Step] = &[
+    ("wait for the agent", namespaces::wait_for_agent),
     ("join namespaces", namespaces::join_container),
     ("start session", settings::start_session),
     ("open root file system", pivot::open_current),
@@ -113,8 +115,6 @@ struct Child {
     identity: Option<Identity>,
     /// Path of the program, once it is found.
     program: Option<String>,
-    /// Byte comes, or end of file, once the id maps are written.
-    maps_written: Option<OwnedFd>,
 }
 
 impl Child {

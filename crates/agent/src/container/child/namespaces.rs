@@ -10,7 +10,8 @@ use rustix::thread::{
 
 use super::error::StepError;
 use super::{Child, Fds, Role};
-use crate::container::orders::{ExecTask, Task};
+use crate::container::channel;
+use crate::container::orders::{Command, ExecTask, Task};
 use crate::container::plan::JoinPlan;
 use crate::container::sys::task;
 
@@ -53,15 +54,16 @@ fn enter(init: std::os::fd::BorrowedFd<'_>, namespaces: u64) -> Result<(), StepE
     }
 }
 
-/// Child of a new container: root of its user namespace, once that has its maps.
-pub(super) fn become_root(child: &mut Child) -> Result<(), StepError> {
-    if let Some(written) = child.maps_written.take() {
-        let mut byte = [0];
-        match rustix::io::read(&written, &mut byte) {
-            Ok(1) => {}
-            _ => return Err(StepError::Orders("the id maps could not be written")),
-        }
+/// Waits until the agent knows of this process; its id maps are written then.
+pub(super) fn wait_for_agent(child: &mut Child) -> Result<(), StepError> {
+    match channel::receive::<Command>(&child.channel, None) {
+        Ok((Command::Proceed, _)) => Ok(()),
+        _ => Err(StepError::Orders("the agent has given up")),
     }
+}
+
+/// Child of a new container: root of its user namespace.
+pub(super) fn become_root(child: &mut Child) -> Result<(), StepError> {
     if child.init()?.plan.namespaces.has_user() { take_root() } else { Ok(()) }
 }
 

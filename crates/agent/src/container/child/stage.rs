@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
-use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, umask};
 
 use super::error::StepError;
@@ -54,13 +53,10 @@ fn run(channel: &OwnedFd) -> Result<u8, StepError> {
         Ok(_) | Err(ChannelError::Closed) => return Ok(SETUP_FAILED),
         Err(_) => return Err(StepError::Orders("the agent's go did not come")),
     }
-    let (maps_read, maps_write) =
-        pipe_with(PipeFlags::CLOEXEC).map_err(|error| StepError::Call("pipe", error))?;
-    let has_maps = before.new & NEWUSER != 0;
-    let maps = if has_maps { plan.cloned() } else { None };
-    let mut child = Some((channel, fds, task, process, filter, maps_read));
+    let maps = if before.new & NEWUSER != 0 { plan.cloned() } else { None };
+    let mut child = Some((channel, fds, task, process, filter));
     let forked = fork_into(&cgroups, before.new, &mut child, |parts| {
-        let (channel, mut fds, task, process, filter, maps_read) = parts;
+        let (channel, mut fds, task, process, filter) = parts;
         let role = match task {
             Task::Init(init) => Role::Init(init),
             Task::Exec(ExecTask { init, namespaces }) => match fds.take(init) {
@@ -85,14 +81,13 @@ fn run(channel: &OwnedFd) -> Result<u8, StepError> {
             terminal: None,
             identity: None,
             program: None,
-            maps_written: has_maps.then_some(maps_read),
         };
         child.run()
     })?;
-    finish(channel, &forked, maps.as_ref(), maps_write)
+    finish(channel, &forked, maps.as_ref())
 }
 
-type Parts<'a> = (&'a OwnedFd, Fds, Task, ProcessPlan, Option<Filter>, OwnedFd);
+type Parts<'a> = (&'a OwnedFd, Fds, Task, ProcessPlan, Option<Filter>);
 
 /// Forks into the first of the cgroups that takes a process: one with controllers enabled below it does not.
 fn fork_into(
@@ -126,20 +121,14 @@ fn fork_into(
     Err(StepError::Call("clone3 into the cgroup", last))
 }
 
-fn finish(
-    channel: &OwnedFd,
-    forked: &Forked,
-    maps: Option<&NamespacesPlan>,
-    maps_write: OwnedFd,
-) -> Result<u8, StepError> {
+fn finish(channel: &OwnedFd, forked: &Forked, maps: Option<&NamespacesPlan>) -> Result<u8, StepError> {
     let pid = forked.pid.as_raw_nonzero().get();
-    channel::send(channel, &Report::Forked { pid }, &[forked.pidfd.as_fd()])
-        .map_err(|_| StepError::Orders("the agent does not listen"))?;
     if let Some(plan) = maps {
         write_map(pid, "uid_map", &plan.uid_map)?;
         write_map(pid, "gid_map", &plan.gid_map)?;
-        rustix::io::write(&maps_write, b"1").map_err(|error| StepError::Call("write", error))?;
     }
+    channel::send(channel, &Report::Forked { pid }, &[forked.pidfd.as_fd()])
+        .map_err(|_| StepError::Orders("the agent does not listen"))?;
     Ok(0)
 }
 

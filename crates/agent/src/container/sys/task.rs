@@ -18,18 +18,32 @@ pub(crate) fn cloexec_from(first: u32) -> rustix::io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(|_| ())
 }
 
+/// struct sigaction as rt_sigaction(2) takes it on x86_64, all zero: SIG_DFL, no flags, empty mask.
+#[repr(C)]
+#[derive(Default)]
+struct KernelSigaction {
+    handler: usize,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
 /// Gives every signal its default action, and unblocks all: execve would keep what is ignored or blocked.
+///
+/// By the system call itself, since libc keeps two real-time signals to itself.
 pub(crate) fn reset_signals() {
-    for signal in 1..=libc::SIGRTMAX() {
-        // SAFETY: SIG_DFL installs no handler. SIGKILL, SIGSTOP and glibc's own two give EINVAL, as they should.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    const MASK_BYTES: libc::c_long = 8;
+    let default = KernelSigaction::default();
+    let old = std::ptr::null_mut::<KernelSigaction>();
+    for signal in 1..=64 {
+        // SAFETY: SIG_DFL installs no handler, `default` lives through the call, and no old action is asked for.
+        // SIGKILL and SIGSTOP give EINVAL, as they should.
+        unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, old, MASK_BYTES) };
     }
-    // SAFETY: `set` is initialised by sigemptyset before it is read.
-    unsafe {
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigemptyset(&raw mut set);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const set, std::ptr::null_mut());
-    }
+    let none = 0u64;
+    let old = std::ptr::null_mut::<u64>();
+    // SAFETY: `none` is a kernel signal mask of eight bytes that lives through the call.
+    unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const none, old, MASK_BYTES) };
 }
 
 /// Joins a new, empty session keyring, so that the container does not share the agent's.

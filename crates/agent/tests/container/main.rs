@@ -1,0 +1,13 @@
+//! Containers made by the agent's own code on this machine's kernel.
+//!
+//! They need root and cgroup v2 (a hybrid machine's is enough where no limit is tested). The image is made of this
+//! machine's own `/usr`, bound read-only. Cases of the security catalogue carry its ids.
+
+mod exec;
+mod fixture;
+mod isolation;
+mod lifecycle;
+mod limits;
+mod process;
+mod security;
+mod storage;
