@@ -24,7 +24,7 @@ use crate::jail::seccomp::{self, SeccompError, ThreadKind};
 use crate::jail::{self, JailError};
 use crate::kvm::{KvmError, Vm};
 use crate::machine::{Counters, Machine};
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{Memory, MemoryError, Sharing};
 use crate::serial::SerialPort;
 use crate::sys::MappedFile;
 use crate::vcpu::{ExitReporter, VcpuError, Vcpus};
@@ -99,8 +99,8 @@ pub enum BuildError {
     Vcpus(#[from] VcpuError),
 }
 
-/// Builds the machine, jails the process and starts the vCPUs. The calling thread is restricted to what the control
-/// loop needs afterwards.
+/// Builds the machine, jails the process and starts the vCPU threads, which wait for [`Machine::resume`]. The
+/// calling thread is restricted to what the control loop needs afterwards.
 ///
 /// # Errors
 /// [`BuildError`]; the process then has nothing left to do.
@@ -117,8 +117,8 @@ pub fn start(
     if usize::from(vcpus) > vm.max_vcpus() {
         return Err(BuildError::TooManyVcpus { asked: vcpus, max: vm.max_vcpus() });
     }
-    let memory = Memory::new(memory)?;
-    memory.keep_private();
+    let sharing = if devices.fs.is_some() { Sharing::File } else { Sharing::Private };
+    let memory = Memory::new(memory, sharing)?;
     let (kernel, initramfs) = load(&memory, kernel, initramfs)?;
     vm.set_memory(memory.map())?;
     timings.loaded_us = micros(begin);
@@ -126,9 +126,15 @@ pub fn start(
     let counters = Counters::default();
     let serial = serial_port(&vm, serial, &counters)?;
     let (device_thread, jobs) = DeviceThread::new();
-    let devices = devices::at_boot(devices)?;
-    let slots =
-        Slots::new(&vm, memory.map(), &device_thread, &counters.device_errors, devices, hotplug_slots)?;
+    let at_boot = devices::at_boot(devices, &counters)?;
+    let slots = Slots::new(
+        &vm,
+        memory.map(),
+        &device_thread,
+        &counters.device_errors,
+        at_boot.devices,
+        hotplug_slots,
+    )?;
     let fds = create_vcpus(&vm, vcpus, kernel)?;
     let tsc_khz = fds.first().and_then(|fd| fd.get_tsc_khz().ok());
     let command_line = CommandLine { log: kernel_log, slots: slots.count(), vcpus, tsc_khz }.text()?;
@@ -141,10 +147,10 @@ pub fn start(
     timings.jailed_us = micros(begin);
 
     jobs.start().map_err(BuildError::Thread)?;
-    let vcpus = Vcpus::start(fds, &bus, exits)?;
+    let vcpus = Vcpus::start_paused(fds, &bus, exits)?;
     seccomp::install(ThreadKind::Control)?;
     timings.running_us = micros(begin);
-    Ok((Machine { vcpus, bus, memory, counters, paused: false }, timings))
+    Ok((Machine { vcpus, bus, memory, counters, balloon: at_boot.balloon, paused: true }, timings))
 }
 
 fn micros(begin: Instant) -> u64 {
@@ -157,11 +163,11 @@ fn load(
     initramfs: OwnedFd,
 ) -> Result<(Kernel, start_info::Initramfs), LoadError> {
     let image = MappedFile::new(&File::from(kernel), MAX_KERNEL_BYTES).map_err(LoadError::ReadKernel)?;
-    let kernel = loader::load_kernel(memory.map(), image.bytes())?;
+    let kernel = loader::load_kernel(memory, image.bytes())?;
     drop(image);
     let image =
         MappedFile::new(&File::from(initramfs), MAX_INITRAMFS_BYTES).map_err(LoadError::ReadInitramfs)?;
-    let initramfs = loader::load_initramfs(memory.map(), memory.size(), kernel, image.bytes())?;
+    let initramfs = loader::load_initramfs(memory, kernel, image.bytes())?;
     Ok((kernel, initramfs))
 }
 

@@ -43,6 +43,7 @@ use vcpu::ExitReporter;
 
 /// The life of the process. `begin` is the first instant of `main`.
 pub fn run(begin: Instant) -> End {
+    sys::use_one_arena();
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_max_level(tracing::Level::WARN)
@@ -84,7 +85,8 @@ fn run_on_socket(begin: Instant) -> Result<End, RunError> {
     let reporter = ExitReporter::new(reasons, Arc::clone(&wake));
     let id = start.id;
     match build(start, begin, &reporter) {
-        Ok((machine, timings)) => {
+        Ok((mut machine, timings)) => {
+            machine.resume();
             control::answer_start(&socket, id, Ok(timings))?;
             Ok(control::serve(&socket, machine, &exits, &wake))
         }

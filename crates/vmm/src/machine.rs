@@ -11,6 +11,7 @@ use crate::bus::Bus;
 use crate::config::{Disk, Net};
 use crate::memory::{Memory, MemoryError};
 use crate::vcpu::Vcpus;
+use crate::virtio::balloon::BalloonHandle;
 use crate::virtio::slots::SlotError;
 
 /// A request that the machine could not carry out.
@@ -59,6 +60,7 @@ pub struct Machine {
     pub(crate) bus: Arc<Bus>,
     pub(crate) memory: Memory,
     pub(crate) counters: Counters,
+    pub(crate) balloon: Option<BalloonHandle>,
     pub(crate) paused: bool,
 }
 
@@ -107,8 +109,14 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn resize_balloon(&self, _target_mib: u32) -> Result<(), MachineError> {
-        Err(MachineError::NoBalloon)
+    pub fn resize_balloon(&self, target_mib: u32) -> Result<(), MachineError> {
+        let balloon = self.balloon.as_ref().ok_or(MachineError::NoBalloon)?;
+        let memory_mib = self.memory.size().bytes() >> 20;
+        if u64::from(target_mib) > memory_mib {
+            return Err(MachineError::BalloonTooLarge { target_mib, memory_mib });
+        }
+        balloon.set_target(target_mib);
+        Ok(())
     }
 
     /// Takes a plugged device away.
@@ -127,8 +135,8 @@ impl Machine {
         let exits = self.bus.counters();
         Ok(VmStats {
             memory_resident_bytes: self.memory.resident_bytes()?,
-            balloon_bytes: 0,
-            reported_free_bytes: 0,
+            balloon_bytes: self.balloon.as_ref().map_or(0, BalloonHandle::size_bytes),
+            reported_free_bytes: self.balloon.as_ref().map_or(0, BalloonHandle::reported_bytes),
             pio_exits: exits.pio.load(Ordering::Relaxed),
             mmio_exits: exits.mmio.load(Ordering::Relaxed),
             device_errors: self.counters.device_errors.load(Ordering::Relaxed),

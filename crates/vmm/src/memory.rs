@@ -1,21 +1,38 @@
-//! Guest memory: one sealed memory file, mapped shared, that costs nothing where the guest never wrote.
+//! Guest memory, which costs nothing where the guest never wrote.
+//!
+//! | backing | when | a first touch costs the host |
+//! |---|---|---|
+//! | anonymous, private | nobody else needs it | one zeroed page |
+//! | memory file, shared and sealed | a vhost-user server maps it too | two passes over the page, and the file's bookkeeping |
+//!
+//! Pages are small, so that an idle guest holds little, but for the ranges that a boot fills anyway: there
+//! huge pages save a fault into the host for each 4 KiB (`docs/performance.md`).
 //!
 //! This is one of the two modules outside `sys` that may be unsafe.
 
-#![expect(unsafe_code, reason = "hints on mappings that safe code owns")]
+#![expect(unsafe_code, reason = "guest memory is mapped, advised and examined by address")]
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
+use std::ptr;
 use std::sync::Arc;
 
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use vm_memory::mmap::FromRangesError;
+use vm_memory::mmap::{FromRangesError, MmapRegion, MmapRegionError};
 use vm_memory::{
     FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
 use crate::arch::x86_64::layout;
+
+/// Bytes of a huge page.
+pub const HUGE_PAGE: u64 = 2 << 20;
+
+/// Pages examined at once for [`Memory::resident_bytes`].
+const EXAMINED_PAGES: usize = 64 << 10;
+const PAGE: usize = 4096;
 
 /// Memory that could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -29,9 +46,18 @@ pub enum MemoryError {
     /// It could not be sealed.
     #[error("memory file could not be sealed")]
     Seal(#[source] nix::Error),
-    /// It could not be mapped.
+    /// The memory file could not be mapped.
     #[error("guest memory could not be mapped")]
-    Map(#[source] FromRangesError),
+    MapFile(#[source] FromRangesError),
+    /// No such range of addresses is free.
+    #[error("{0} bytes of guest memory could not be mapped")]
+    Map(u64, #[source] io::Error),
+    /// The mapping is no region; the layout does not make such.
+    #[error("guest memory region could not be made")]
+    Region(#[source] MmapRegionError),
+    /// A region wraps around the address space; the layout does not make such.
+    #[error("guest memory region at {0:#x} is too long")]
+    Wraps(u64),
     /// Two regions collide; the layout does not make such.
     #[error("guest memory regions could not be put together")]
     Regions(#[source] vm_memory::GuestRegionCollectionError),
@@ -66,34 +92,42 @@ impl Size {
     }
 }
 
+/// Who may map the memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// This process.
+    Private,
+    /// Whoever gets its file.
+    File,
+}
+
 /// The guest's memory.
 #[derive(Debug, Clone)]
 pub struct Memory {
     map: GuestMemoryMmap,
-    file: Arc<File>,
+    file: Option<Arc<File>>,
     size: Size,
 }
 
 impl Memory {
-    /// Makes and maps `size` bytes.
+    /// Makes and maps `size` bytes. Private memory stays mapped until the process ends: KVM, vCPUs and device
+    /// threads hold its address, and there is one machine in a process.
     ///
     /// # Errors
     /// [`MemoryError`].
-    pub fn new(size: Size) -> Result<Self, MemoryError> {
-        let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-        let file = memfd_create(c"guest", flags).map_err(|errno| MemoryError::Create(errno.into()))?;
-        let file = File::from(file);
-        file.set_len(size.bytes()).map_err(|source| MemoryError::Resize(size.bytes(), source))?;
-        // Whoever holds the file too (a vhost-user server) cannot make our accesses fault by cutting it.
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-        fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(MemoryError::Seal)?;
-        let file = Arc::new(file);
-        let mut regions = vec![region(&file, 0, size.low_bytes(), 0)?];
+    pub fn new(size: Size, sharing: Sharing) -> Result<Self, MemoryError> {
+        let file = match sharing {
+            Sharing::Private => None,
+            Sharing::File => Some(Arc::new(sealed_file(size)?)),
+        };
+        let mut regions = vec![region(file.as_ref(), 0, size.low_bytes(), 0)?];
         if size.high_bytes() > 0 {
-            regions.push(region(&file, layout::HOLE_END, size.high_bytes(), size.low_bytes())?);
+            regions.push(region(file.as_ref(), layout::HOLE_END, size.high_bytes(), size.low_bytes())?);
         }
         let map = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Regions)?;
-        Ok(Self { map, file, size })
+        let memory = Self { map, file, size };
+        memory.advise_all();
+        Ok(memory)
     }
 
     /// The mapping.
@@ -112,26 +146,101 @@ impl Memory {
     /// [`MemoryError::Resident`].
     pub fn resident_bytes(&self) -> Result<u64, MemoryError> {
         use std::os::unix::fs::MetadataExt;
-        let meta = self.file.metadata().map_err(MemoryError::Resident)?;
-        Ok(meta.blocks() * 512)
+        if let Some(file) = &self.file {
+            return Ok(file.metadata().map_err(MemoryError::Resident)?.blocks() * 512);
+        }
+        let mut flags = vec![0u8; EXAMINED_PAGES];
+        let mut resident = 0;
+        for region in self.map.iter() {
+            let len = region.len() as usize;
+            for start in (0..len).step_by(EXAMINED_PAGES * PAGE) {
+                let part = (len - start).min(EXAMINED_PAGES * PAGE);
+                let flags = &mut flags[..part.div_ceil(PAGE)];
+                let address = region.as_ptr().wrapping_add(start).cast();
+                // SAFETY: the range lies in a mapping that is never unmapped, and `flags` has a byte for each
+                // of its pages.
+                if unsafe { libc::mincore(address, part, flags.as_mut_ptr()) } != 0 {
+                    return Err(MemoryError::Resident(io::Error::last_os_error()));
+                }
+                resident += flags.iter().filter(|flag| **flag & 1 != 0).count() as u64;
+            }
+        }
+        Ok(resident * PAGE as u64)
     }
 
-    /// Lets no core dump and no child process have the guest's memory.
-    pub fn keep_private(&self) {
+    /// Backs the huge pages that lie wholly in a range of low memory at once where it is touched: for ranges that
+    /// the guest is about to fill.
+    pub fn expect_dense(&self, range: Range<u64>) {
+        let start = range.start.next_multiple_of(HUGE_PAGE);
+        let end = range.end.min(self.size.low_bytes()) & !(HUGE_PAGE - 1);
+        if start < end && self.file.is_none() {
+            self.advise(GuestAddress(start), end - start, libc::MADV_HUGEPAGE);
+        }
+    }
+
+    /// Small pages, and nothing of the guest in core dumps or child processes.
+    fn advise_all(&self) {
         for region in self.map.iter() {
-            for advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
-                // SAFETY: address and length are those of a mapping that the region owns and that outlives this
-                // call; neither advice changes its contents or whether it may be accessed.
-                // A kernel that does not know the advice changes nothing, and core dumps are off anyway.
-                let _ = unsafe { libc::madvise(region.as_ptr().cast(), region.len() as usize, advice) };
+            for advice in [libc::MADV_NOHUGEPAGE, libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
+                self.advise(region.start_addr(), region.len(), advice);
             }
         }
     }
+
+    fn advise(&self, start: GuestAddress, len: u64, advice: libc::c_int) {
+        let Ok(slice) = self.map.get_slice(start, len as usize) else { return };
+        // SAFETY: the range is mapped, and none of the advices that this module gives changes its contents or
+        // takes it away. Where the kernel does not know an advice, the guest runs all the same.
+        let _ = unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), advice) };
+    }
 }
 
-fn region(file: &Arc<File>, address: u64, len: u64, offset: u64) -> Result<GuestRegionMmap, MemoryError> {
-    let backing = FileOffset::from_arc(Arc::clone(file), offset);
-    GuestRegionMmap::from_range(GuestAddress(address), len as usize, Some(backing)).map_err(MemoryError::Map)
+/// A file that nobody can cut: whoever maps it too cannot make our accesses fault.
+fn sealed_file(size: Size) -> Result<File, MemoryError> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let file = memfd_create(c"guest", flags).map_err(|errno| MemoryError::Create(errno.into()))?;
+    let file = File::from(file);
+    file.set_len(size.bytes()).map_err(|source| MemoryError::Resize(size.bytes(), source))?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(MemoryError::Seal)?;
+    Ok(file)
+}
+
+fn region(
+    file: Option<&Arc<File>>,
+    address: u64,
+    len: u64,
+    offset: u64,
+) -> Result<GuestRegionMmap, MemoryError> {
+    match file {
+        Some(file) => {
+            let backing = FileOffset::from_arc(Arc::clone(file), offset);
+            GuestRegionMmap::from_range(GuestAddress(address), len as usize, Some(backing))
+                .map_err(MemoryError::MapFile)
+        }
+        None => GuestRegionMmap::new(private(len)?, GuestAddress(address)).ok_or(MemoryError::Wraps(address)),
+    }
+}
+
+/// Maps anonymous memory so that its huge pages are the guest's huge pages.
+fn private(len: u64) -> Result<MmapRegion, MemoryError> {
+    const PROT: libc::c_int = libc::PROT_READ | libc::PROT_WRITE;
+    const FLAGS: libc::c_int = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let fail = |error| MemoryError::Map(len, error);
+    let (size, reserved) = usize::try_from(len)
+        .ok()
+        .and_then(|size| Some((size, size.checked_add(HUGE_PAGE as usize)?)))
+        .ok_or_else(|| fail(io::ErrorKind::OutOfMemory.into()))?;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no memory of ours; the result is checked.
+    let address = unsafe { libc::mmap(ptr::null_mut(), reserved, PROT, FLAGS, -1, 0) };
+    if address == libc::MAP_FAILED {
+        return Err(fail(io::Error::last_os_error()));
+    }
+    let start = address.cast::<u8>();
+    let aligned = start.wrapping_add(start.align_offset(HUGE_PAGE as usize));
+    // SAFETY: `aligned` is page-aligned, and from there on `size` bytes of the mapping above remain, which is never
+    // unmapped.
+    unsafe { MmapRegion::build_raw(aligned, size, PROT, FLAGS) }.map_err(MemoryError::Region)
 }
 
 #[cfg(test)]
@@ -146,26 +255,41 @@ mod tests {
         assert_eq!((size.low_bytes(), size.high_bytes()), (3 << 30, 2 << 30));
     }
 
-    #[test]
-    fn only_written_pages_are_resident() {
-        let memory = Memory::new(Size::from_mib(4096)).unwrap();
+    fn only_written_pages_are_resident(sharing: Sharing) {
+        let memory = Memory::new(Size::from_mib(4096), sharing).unwrap();
         assert_eq!(memory.resident_bytes().unwrap(), 0);
         memory.map().write_obj(1u8, GuestAddress(0x5000)).unwrap();
         memory.map().write_obj(1u8, GuestAddress(layout::HOLE_END + 5)).unwrap();
-        let resident = memory.resident_bytes().unwrap();
-        assert!((1..=4 << 20).contains(&resident), "{resident}");
+        assert_eq!(memory.resident_bytes().unwrap(), 8192);
+    }
+
+    #[test]
+    fn only_written_pages_of_private_memory_are_resident() {
+        only_written_pages_are_resident(Sharing::Private);
+    }
+
+    #[test]
+    fn only_written_pages_of_a_memory_file_are_resident() {
+        only_written_pages_are_resident(Sharing::File);
     }
 
     #[test]
     fn hole_is_no_memory() {
-        let memory = Memory::new(Size::from_mib(4096)).unwrap();
+        let memory = Memory::new(Size::from_mib(4096), Sharing::Private).unwrap();
         assert!(memory.map().write_obj(1u8, GuestAddress(layout::HOLE_START)).is_err());
         assert!(memory.map().write_obj(1u8, GuestAddress(layout::SLOTS_BASE)).is_err());
     }
 
     #[test]
     fn file_cannot_be_cut() {
-        let memory = Memory::new(Size::from_mib(48)).unwrap();
-        assert!(memory.file.set_len(0).is_err());
+        let memory = Memory::new(Size::from_mib(48), Sharing::File).unwrap();
+        assert!(memory.file.unwrap().set_len(0).is_err());
+    }
+
+    #[test]
+    fn huge_pages_of_host_and_guest_coincide() {
+        let memory = Memory::new(Size::from_mib(48), Sharing::Private).unwrap();
+        let address = memory.map().get_host_address(GuestAddress(HUGE_PAGE)).unwrap();
+        assert_eq!(address.align_offset(HUGE_PAGE as usize), 0);
     }
 }

@@ -90,6 +90,12 @@ pub(crate) fn own_received_fds(fds: &[RawFd]) -> Vec<OwnedFd> {
     fds.iter().map(|fd| unsafe { OwnedFd::from_raw_fd(*fd) }).collect()
 }
 
+/// Keeps the C library's allocator to one arena: each thread's own would cost address space, system calls and pages.
+pub fn use_one_arena() {
+    // SAFETY: mallopt sets a number in the allocator; no other thread is there yet.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Closes every descriptor from `first` on.
 ///
 /// # Errors

@@ -105,15 +105,15 @@ pub struct Vcpus {
 }
 
 impl Vcpus {
-    /// Starts a thread for each vCPU.
+    /// Starts a thread for each vCPU; they wait for [`Vcpus::resume`].
     ///
     /// # Errors
     /// [`VcpuError`].
-    pub fn start(vcpus: Vec<VcpuFd>, bus: &Arc<Bus>, exits: &ExitReporter) -> Result<Self, VcpuError> {
+    pub fn start_paused(vcpus: Vec<VcpuFd>, bus: &Arc<Bus>, exits: &ExitReporter) -> Result<Self, VcpuError> {
         let kick = SIGRTMIN();
         register_signal_handler(kick, kvm::leave_guest).map_err(VcpuError::Signal)?;
         let gate =
-            Arc::new(Gate { wanted: AtomicU8::new(RUN), waiting: Mutex::new(0), changed: Condvar::new() });
+            Arc::new(Gate { wanted: AtomicU8::new(PAUSE), waiting: Mutex::new(0), changed: Condvar::new() });
         let mut threads = Vec::with_capacity(vcpus.len());
         for (id, fd) in (0u8..).zip(vcpus) {
             let vcpu = Vcpu { id, fd, gate: Arc::clone(&gate), bus: Arc::clone(bus), exits: exits.clone() };

@@ -7,14 +7,12 @@
 //!
 //! No list has io_uring: its requests pass by seccomp.
 
-use std::collections::BTreeMap;
-
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
+use seccompiler::BpfProgram;
 
 mod lists;
+mod program;
+
+use program::JumpTooFar;
 
 /// What a thread is for; decides its system calls.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,7 +60,7 @@ impl ThreadKind {
 pub enum SeccompError {
     /// The list cannot be expressed as a BPF program.
     #[error("the system call list of {0:?} threads cannot be compiled")]
-    Compile(ThreadKind, #[source] seccompiler::BackendError),
+    Compile(ThreadKind, #[source] JumpTooFar),
     /// The kernel did not take the program.
     #[error("the system call list of {0:?} threads was refused by the kernel")]
     Install(ThreadKind, #[source] seccompiler::Error),
@@ -73,55 +71,35 @@ pub enum SeccompError {
 /// # Errors
 /// [`SeccompError`]; the thread must then not go on.
 pub fn install(kind: ThreadKind) -> Result<(), SeccompError> {
-    let program = compile(kind).map_err(|source| SeccompError::Compile(kind, source))?;
+    if kind == ThreadKind::Devices {
+        // clone3 has its flags behind a pointer, where no filter sees them: "no such call" makes the C library
+        // take clone.
+        install_program(kind, Ok(program::refuse(libc::SYS_clone3 as u32, libc::ENOSYS as u16)))?;
+    }
+    install_program(kind, program::allow(lists::of(kind)))
+}
+
+fn install_program(kind: ThreadKind, program: Result<BpfProgram, JumpTooFar>) -> Result<(), SeccompError> {
+    let program = program.map_err(|source| SeccompError::Compile(kind, source))?;
     seccompiler::apply_filter(&program).map_err(|source| SeccompError::Install(kind, source))
 }
 
 /// A system call that is allowed, where `when` is empty or any condition in it holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Allowed {
-    number: i64,
+    number: u32,
     when: &'static [When],
 }
 
-/// Condition on one argument.
+/// Condition on the low 32 bits of one argument: ioctl numbers, options, flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum When {
-    /// The argument's low 32 bits are the value: ioctl numbers, prctl options, flags.
+    /// It has the value.
     Is(u8, u32),
-    /// The argument's bits of the mask have the value.
-    Bits(u8, u64, u64),
-}
-
-fn compile(kind: ThreadKind) -> Result<BpfProgram, seccompiler::BackendError> {
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    let mut always: Vec<i64> = Vec::new();
-    for allowed in lists::of(kind).iter().flat_map(|list| list.iter()) {
-        if allowed.when.is_empty() {
-            always.push(allowed.number);
-        }
-        let conditions = rules.entry(allowed.number).or_default();
-        for when in allowed.when {
-            conditions.push(SeccompRule::new(vec![condition(*when)?])?);
-        }
-    }
-    // An empty list of rules means: whatever the arguments.
-    for number in always {
-        rules.insert(number, Vec::new());
-    }
-    SeccompFilter::new(rules, SeccompAction::KillProcess, SeccompAction::Allow, TargetArch::x86_64)?
-        .try_into()
-}
-
-fn condition(when: When) -> Result<SeccompCondition, seccompiler::BackendError> {
-    match when {
-        When::Is(index, value) => {
-            SeccompCondition::new(index, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, u64::from(value))
-        }
-        When::Bits(index, mask, value) => {
-            SeccompCondition::new(index, SeccompCmpArgLen::Qword, SeccompCmpOp::MaskedEq(mask), value)
-        }
-    }
+    /// It has the bit.
+    Has(u8, u32),
+    /// It lacks the bit.
+    Lacks(u8, u32),
 }
 
 #[cfg(test)]

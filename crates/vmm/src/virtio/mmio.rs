@@ -17,7 +17,7 @@ use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestMemoryMmap;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::device::{Activation, ActiveQueue, Interrupt, VirtioDevice};
+use super::device::{ActivateError, Activation, ActiveQueue, Interrupt, VirtioDevice};
 use super::thread::DeviceThread;
 
 mod queues;
@@ -262,31 +262,26 @@ impl Slot {
     /// DRIVER_OK: hands the queues to the device.
     fn activate(&mut self) {
         let Some(plugged) = self.plugged.as_mut() else { return };
+        let Some(queues) = ready_queues(&plugged.queues, &self.memory) else {
+            self.interrupt.needs_reset();
+            return;
+        };
         let Some(mut device) = plugged.device.take() else { return };
-        let queues = match ready_queues(plugged, &self.memory) {
-            Some(queues) => queues,
-            None => {
-                plugged.device = Some(device);
-                self.interrupt.needs_reset();
-                return;
-            }
-        };
-        let activation = Activation {
-            memory: self.memory.clone(),
-            features: self.driver_features,
-            queues,
-            interrupt: self.interrupt.clone(),
-        };
+        let kicks = std::mem::take(&mut plugged.kicks);
+        let (memory, features) = (self.memory.clone(), self.driver_features);
+        let interrupt = self.interrupt.clone();
         plugged.active = true;
         let done = self.thread.run(move || {
-            let outcome = device.activate(activation);
-            (device, outcome)
+            let outcome = active_queues(queues, &kicks)
+                .and_then(|queues| device.activate(Activation { memory, features, queues, interrupt }));
+            (device, kicks, outcome)
         });
-        let Some((device, outcome)) = done else {
+        let Some((device, kicks, outcome)) = done else {
             self.interrupt.needs_reset();
             return;
         };
         plugged.device = Some(device);
+        plugged.kicks = kicks;
         if let Err(error) = outcome {
             tracing::warn!(device = plugged.id, error = &error as &dyn std::error::Error, "not activated");
             self.interrupt.needs_reset();
@@ -330,26 +325,33 @@ fn half(features: u64, select: u32) -> u32 {
     }
 }
 
-/// The queues as the device gets them; none where their areas overlap (S08) or a descriptor is lacking.
-fn ready_queues(plugged: &Plugged, memory: &GuestMemoryMmap) -> Option<Vec<Option<ActiveQueue>>> {
-    if queues::overlap(&plugged.queues) {
+/// The queues that are ready; none where one has left guest memory or their areas overlap (S08).
+fn ready_queues(queues: &[QueueSetup], memory: &GuestMemoryMmap) -> Option<Vec<Option<Queue>>> {
+    if queues::overlap(queues) {
         return None;
     }
-    plugged
-        .queues
+    queues
         .iter()
-        .zip(&plugged.kicks)
-        .map(|(setup, kick)| {
-            if !setup.is_ready() {
-                return Some(None);
-            }
+        .map(|setup| match setup.is_ready() {
+            true => setup.queue().filter(|queue| queue.is_valid(memory)).map(Some),
+            false => Some(None),
+        })
+        .collect()
+}
+
+fn active_queues(
+    queues: Vec<Option<Queue>>,
+    kicks: &[EventFd],
+) -> Result<Vec<Option<ActiveQueue>>, ActivateError> {
+    queues
+        .into_iter()
+        .zip(kicks)
+        .map(|(queue, kick)| {
+            let Some(queue) = queue else { return Ok(None) };
             // A kick from before the activation says nothing: the device looks at its queues first.
             let _ = kick.read();
-            let queue: Queue = setup.queue()?;
-            if !queue.is_valid(memory) {
-                return None;
-            }
-            Some(Some(ActiveQueue { queue, kick: kick.try_clone().ok()? }))
+            let kick = kick.try_clone().map_err(ActivateError::Event)?;
+            Ok(Some(ActiveQueue { queue, kick }))
         })
         .collect()
 }

@@ -2,12 +2,12 @@
 
 use super::{Allowed, ThreadKind, When};
 
-const fn always(number: i64) -> Allowed {
-    Allowed { number, when: &[] }
+const fn always(number: libc::c_long) -> Allowed {
+    Allowed { number: number as u32, when: &[] }
 }
 
-const fn when(number: i64, when: &'static [When]) -> Allowed {
-    Allowed { number, when }
+const fn when(number: libc::c_long, when: &'static [When]) -> Allowed {
+    Allowed { number: number as u32, when }
 }
 
 /// The lists whose union a kind of thread may use.
@@ -28,7 +28,7 @@ pub(super) fn of(kind: ThreadKind) -> &'static [&'static [Allowed]] {
     }
 }
 
-const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+const PROT_EXEC: u32 = libc::PROT_EXEC as u32;
 
 /// What the C library's allocator and threads, and Rust's locks and channels, need anywhere.
 const COMMON: &[Allowed] = &[
@@ -40,8 +40,8 @@ const COMMON: &[Allowed] = &[
     always(libc::SYS_futex),
     // The heap grows and shrinks; nothing becomes executable.
     always(libc::SYS_brk),
-    when(libc::SYS_mmap, &[When::Bits(2, PROT_EXEC, 0)]),
-    when(libc::SYS_mprotect, &[When::Bits(2, PROT_EXEC, 0)]),
+    when(libc::SYS_mmap, &[When::Lacks(2, PROT_EXEC)]),
+    when(libc::SYS_mprotect, &[When::Lacks(2, PROT_EXEC)]),
     always(libc::SYS_mremap),
     always(libc::SYS_munmap),
     always(libc::SYS_madvise),
@@ -74,12 +74,10 @@ const COMMON: &[Allowed] = &[
     when(libc::SYS_rt_sigaction, &[When::Is(0, libc::SIGABRT as u32)]),
 ];
 
-/// A thread of this process, never another process. clone3 hides its flags behind a pointer: see
-/// `jail::sys::refuse_clone3`, which makes the C library fall back to clone.
-const SPAWN: &[Allowed] = &[
-    when(libc::SYS_clone, &[When::Bits(0, libc::CLONE_THREAD as u64, libc::CLONE_THREAD as u64)]),
-    always(libc::SYS_clone3),
-];
+/// A thread of this process, never another process. clone3 stands here because a second filter refuses it with an
+/// error (see `refuse_clone3`): of two filters the harsher counts.
+const SPAWN: &[Allowed] =
+    &[when(libc::SYS_clone, &[When::Has(0, libc::CLONE_THREAD as u32)]), always(libc::SYS_clone3)];
 
 /// Event loops.
 const POLL: &[Allowed] = &[
