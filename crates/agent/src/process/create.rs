@@ -84,10 +84,7 @@ pub async fn create_container(
         Ok(claimed) => claimed,
         Err(error) => return Err(unmade.undo(Some(init), error.into()).await),
     };
-    let watch = match watch(&container, &id, agent) {
-        Ok(watch) => watch,
-        Err(error) => return Err(unmade.undo(Some(init), error).await),
-    };
+    let watch = watch(&container, &id, agent);
     let process = match assemble(init, claimed, &container, Role::Init) {
         Ok(process) => process,
         Err(error) => return Err(unmade.undo(None, error).await),
@@ -151,9 +148,20 @@ async fn with_streams<T: Send + 'static>(
     }
 }
 
-fn watch(container: &Container, id: &ContainerId, agent: &Agent) -> Result<Watch, MakeError> {
-    let file = container.cgroup().memory_events()?;
-    watch_oom(file, id.clone(), Arc::clone(&agent.events)).map_err(MakeError::Watch)
+/// Watches its memory limit. Without (a kernel that has no memory controller) the container is as good as any.
+fn watch(container: &Container, id: &ContainerId, agent: &Agent) -> Option<Watch> {
+    let watched = match container.cgroup().memory_events() {
+        Ok(file) => watch_oom(file, id.clone(), Arc::clone(&agent.events)).map_err(MakeError::Watch),
+        Err(error) => Err(error.into()),
+    };
+    match watched {
+        Ok(watch) => Some(watch),
+        Err(error) => {
+            let error: &dyn std::error::Error = &error;
+            tracing::warn!(error, container = %id, "memory limit not watched");
+            None
+        }
+    }
 }
 
 /// Starts the copying and puts the process together. Where that fails, the child exits, its starter gone.

@@ -22,7 +22,7 @@ pub struct Instance {
     init: Arc<Process>,
     execs: Arc<Registry<Process>>,
     /// Watches its memory limit; ends with the instance.
-    _watch: Watch,
+    _watch: Option<Watch>,
 }
 
 /// A task that ends when this is dropped.
@@ -84,7 +84,7 @@ impl Table {
 
 impl Instance {
     /// A container with its init and the task that watches its memory limit.
-    pub fn new(id: ContainerId, container: Arc<Container>, init: Arc<Process>, watch: Watch) -> Self {
+    pub fn new(id: ContainerId, container: Arc<Container>, init: Arc<Process>, watch: Option<Watch>) -> Self {
         Self { id, container, init, execs: Arc::default(), _watch: watch }
     }
 

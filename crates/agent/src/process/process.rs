@@ -114,11 +114,10 @@ impl Process {
         if let Some(ended) = self.ended() {
             return Ok(ended);
         }
-        if self.starter().take().is_none() {
-            return Err(ProcessError::StillRunning);
-        }
-        // Without its starter the child exits by itself; the signal is for one that the container has stopped.
+        let Some(starter) = self.starter().take() else { return Err(ProcessError::StillRunning) };
+        // Before its starter goes, without which the child would exit by itself with another status.
         let _ = self.child.signal(Signal::KILL);
+        drop(starter);
         Ok(self.wait().await)
     }
 

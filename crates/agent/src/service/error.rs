@@ -114,12 +114,11 @@ fn make_code(error: &MakeError) -> Code {
     }
 }
 
-/// A program that is not there is told from one that may not be executed, as shells do with 127 and 126.
+/// By the status that the process ends with: 127 where the program is not there, 126 where it cannot be executed.
 fn exec_code(error: &ExecError) -> Code {
-    match error {
-        ExecError::NotFound { .. } => Code::NOT_FOUND,
-        ExecError::NotExecutable { .. } => Code::PERMISSION_DENIED,
-        _ => Code::INTERNAL,
+    match error.exit_status() {
+        127 => Code::NOT_FOUND,
+        _ => Code::PERMISSION_DENIED,
     }
 }
 
