@@ -165,8 +165,10 @@ impl Disk {
     /// The parts of a range, which lies within the capacity.
     fn pieces(&self, range: Range) -> impl Iterator<Item = Piece<'_>> {
         let end = range.start + range.len;
+        // An empty range would come out as an empty piece.
+        let extents = if range.len == 0 { [].iter() } else { self.extents.iter() };
         let first = self.extents.partition_point(|extent| extent.start + extent.len <= range.start);
-        self.extents.iter().skip(first).take_while(move |extent| extent.start < end).map(move |extent| {
+        extents.skip(first).take_while(move |extent| extent.start < end).map(move |extent| {
             let from = range.start.max(extent.start);
             let to = end.min(extent.start + extent.len);
             Piece { file: &extent.file, offset: from - extent.start, len: to - from }

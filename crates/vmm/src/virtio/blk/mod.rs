@@ -20,7 +20,8 @@ pub use disk::{Disk, DiskError};
 /// VIRTIO_ID_BLOCK.
 const DEVICE_ID: u32 = 2;
 
-const QUEUE_SIZE: u16 = 256;
+/// Linux allocates as many requests for each disk.
+const QUEUE_SIZE: u16 = 128;
 
 /// Data buffers of one request: a chain also has header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;

@@ -12,9 +12,10 @@ pub use device::Console;
 /// VIRTIO_ID_CONSOLE.
 const DEVICE_ID: u32 = 3;
 
-/// Queues of port 0 (virtio 1.2, section 5.3.2). The driver fills the receive queue; nothing is ever put there.
+/// Queues of port 0 (virtio 1.2, section 5.3.2). Linux fills the receive queue with
+/// pages, to which nothing ever comes.
 const TRANSMIT: usize = 1;
-const QUEUE_SIZES: [u16; 2] = [16, 64];
+const QUEUE_SIZES: [u16; 2] = [4, 64];
 
 /// Bytes taken from one request; the rest is dropped.
 const MAX_REQUEST: usize = 64 * 1024;

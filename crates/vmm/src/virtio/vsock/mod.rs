@@ -37,10 +37,11 @@ use nacre_protocol::ports::{GUEST_CID, HOST_CID};
 /// VIRTIO_ID_VSOCK.
 const DEVICE_ID: u32 = 19;
 
-/// Queues, by number (virtio 1.2, section 5.10.2). The event queue has no use before snapshots.
+/// Queues, by number (virtio 1.2, section 5.10.2). The event queue has no use before snapshots. Linux allocates two pages for
+/// each entry of the rx queue when its driver starts.
 const RX: usize = 0;
 const TX: usize = 1;
-const QUEUE_SIZES: [u16; 3] = [256, 256, 16];
+const QUEUE_SIZES: [u16; 3] = [128, 128, 16];
 
 /// Streams and handshakes together (S25); a power of two less the listener.
 const MAX_CONNECTIONS: usize = 1023;

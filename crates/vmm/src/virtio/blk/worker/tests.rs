@@ -241,7 +241,7 @@ fn v06_reset_with_requests_queued_then_serve_again() {
         let mut mock = driver.queue(QUEUE_SIZE);
         let head_at = driver.put(&header(VIRTIO_BLK_T_IN, 0));
         blk.activate(driver.activation(BASE_FEATURES, &[&mock])).unwrap();
-        for _ in 0..80 {
+        for _ in 0..40 {
             mock.add(&[(head_at, 16, 0), (0x20000, 2048, WRITE), (0x30000, 1, WRITE)]);
         }
         mock.kick();
