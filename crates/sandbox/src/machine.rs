@@ -197,11 +197,7 @@ fn hint(settings: &Settings) -> u32 {
 }
 
 /// What is done to a process that still waits for its first message.
-fn settle(
-    child: &crate::process::Child,
-    cgroup: Option<&Cgroup>,
-    plan: &Plan,
-) -> Result<(), SandboxError> {
+fn settle(child: &crate::process::Child, cgroup: Option<&Cgroup>, plan: &Plan) -> Result<(), SandboxError> {
     if let Some(cgroup) = cgroup {
         cgroup.join(child.pid())?;
     }
@@ -295,7 +291,12 @@ impl Machine {
         }
         self.vm.kill();
         let exit = self.vm.ended().await;
-        debug!(jailed = self.jail.is_some(), served = self.file_server.is_some(), mounts = self.mounts.count(), "VM ended");
+        debug!(
+            jailed = self.jail.is_some(),
+            served = self.file_server.is_some(),
+            mounts = self.mounts.count(),
+            "VM ended"
+        );
         exit
     }
 }

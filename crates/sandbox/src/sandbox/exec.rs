@@ -58,7 +58,12 @@ impl Core {
     }
 
     /// Sends a signal. A guest that does not even take SIGKILL for its init loses its VM.
-    pub(super) async fn signal(&mut self, id: &ProcessId, signal: u32, reach: Reach) -> Result<(), SandboxError> {
+    pub(super) async fn signal(
+        &mut self,
+        id: &ProcessId,
+        signal: u32,
+        reach: Reach,
+    ) -> Result<(), SandboxError> {
         let container = self.container(&id.container)?;
         let state = container.process(id)?.state;
         if !state.takes_signals() {
@@ -97,7 +102,12 @@ impl Core {
         }
     }
 
-    pub(super) async fn resize(&mut self, id: &ProcessId, columns: u32, rows: u32) -> Result<(), SandboxError> {
+    pub(super) async fn resize(
+        &mut self,
+        id: &ProcessId,
+        columns: u32,
+        rows: u32,
+    ) -> Result<(), SandboxError> {
         let container = self.container(&id.container)?;
         if !container.process(id)?.state.takes_signals() {
             return Err(SandboxError::Finished);
@@ -133,7 +143,8 @@ impl Core {
 
     /// Changes the limits in the guest, and the host's CPU bandwidth with them.
     pub(super) async fn update(&mut self, id: &str, resources_json: Vec<u8>) -> Result<(), SandboxError> {
-        let resources: Resources = serde_json::from_slice(&resources_json).map_err(SandboxError::Resources)?;
+        let resources: Resources =
+            serde_json::from_slice(&resources_json).map_err(SandboxError::Resources)?;
         let container = self.container(id)?;
         let guest_mib = container.memory_mib;
         if let Some(limit) = resources.memory.limit.and_then(|limit| u64::try_from(limit).ok()) {

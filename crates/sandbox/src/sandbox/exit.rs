@@ -97,7 +97,9 @@ impl Core {
         }
         process.streams.keep(outputs);
         match &exit.failure {
-            Some(failure) => warn!(container = id.container, exec = id.exec, failure, "process ended with its VM"),
+            Some(failure) => {
+                warn!(container = id.container, exec = id.exec, failure, "process ended with its VM")
+            }
             None => info!(container = id.container, exec = id.exec, status = exit.status, "process ended"),
         }
         if id.exec.is_empty() {

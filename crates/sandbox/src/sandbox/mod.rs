@@ -118,7 +118,11 @@ enum Request {
     /// Whether even a container that runs is taken down; answers whether the sandbox is over.
     Shutdown(Force, Reply<bool>),
     /// From a watcher.
-    Exited { name: ProcessName, exit: ExitInfo, outputs: Drain },
+    Exited {
+        name: ProcessName,
+        exit: ExitInfo,
+        outputs: Drain,
+    },
     /// From the watcher of events.
     Oom,
 }
@@ -188,7 +192,9 @@ impl Core {
             Request::Signal(process, signal, reach, reply) => {
                 answer(reply, self.signal(&process, signal, reach).await);
             }
-            Request::Exec(process, spec, stdio, reply) => answer(reply, self.exec(&process, spec, stdio).await),
+            Request::Exec(process, spec, stdio, reply) => {
+                answer(reply, self.exec(&process, spec, stdio).await)
+            }
             Request::Wait(process, reply) => self.wait(&process, reply),
             Request::Delete(process, reply) => answer(reply, self.delete(&process).await),
             Request::Resize(process, columns, rows, reply) => {

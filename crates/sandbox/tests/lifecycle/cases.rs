@@ -1,0 +1,311 @@
+//! The tests.
+
+use std::time::{Duration, Instant};
+
+use nacre_protocol::task::{ExitRecord, OnExit, Phases};
+use nacre_sandbox::agent::{AgentError, Reach};
+use nacre_sandbox::error::SandboxError;
+use nacre_sandbox::sandbox::{Force, SandboxEvent};
+use nacre_sandbox::state::State;
+use nacre_sandbox::stdio::StdioRequest;
+use nacre_sandbox::vm::VmError;
+
+use crate::fixture::{Case, Host, exec, init};
+
+macro_rules! cases {
+    ($($name:ident),* $(,)?) => {
+        /// Every test by its name.
+        pub(crate) const ALL: &[(&str, Case)] = &[$((stringify!($name), |host| Box::pin($name(host)))),*];
+    };
+}
+
+cases![
+    container_lives_from_create_to_delete,
+    output_is_whole_before_the_exit_is_told,
+    stdin_reaches_the_process_and_ends,
+    output_that_a_grandchild_holds_does_not_hold_the_exit,
+    signal_ends_a_process_with_its_number,
+    exec_runs_beside_init,
+    command_that_is_missing_is_an_error_and_can_be_deleted,
+    created_container_can_be_deleted_without_a_start,
+    second_container_is_refused,
+    paused_container_tells_so,
+    detached_container_ends_its_sandbox_and_leaves_its_record,
+    bundle_goes_with_a_container_that_is_to_be_removed,
+    shutdown_of_an_empty_sandbox_ends_it_and_of_a_full_one_not,
+    dead_vmm_ends_every_process_with_137_and_says_why,
+    guest_kernel_panic_at_boot_is_told_with_its_last_lines,
+    guest_kernel_panic_while_running_is_told_with_its_last_lines,
+    vmm_that_refuses_is_told_in_its_words,
+    guest_that_never_gets_ready_is_given_up,
+    missing_kernel_is_an_error_that_leaves_nothing,
+    h12_giant_reply_is_refused,
+    h12_vmm_that_talks_nonsense_is_killed,
+    h12_text_of_the_agent_is_cut_and_harmless,
+    h12_impossible_exit_status_costs_the_guest_its_vm,
+    h12_event_of_a_foreign_container_costs_the_guest_its_vm,
+    h12_guest_that_ignores_sigkill_loses_its_vm,
+    oom_events_of_the_container_are_passed_on,
+];
+
+async fn container_lives_from_create_to_delete(mut host: Host) -> Host {
+    let pid = host.create(&["exit", "3"]).await.unwrap();
+    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Created);
+    host.sandbox.start(init()).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 3);
+    let (deleted_pid, exit) = host.sandbox.delete(init()).await.unwrap();
+    assert_eq!((deleted_pid, exit.status), (pid, 3));
+    assert!(matches!(host.next_event().await, SandboxEvent::Created { .. }));
+    assert!(matches!(host.next_event().await, SandboxEvent::Started { .. }));
+    assert!(matches!(host.next_event().await, SandboxEvent::Exited { .. }));
+    assert!(matches!(host.next_event().await, SandboxEvent::Deleted { .. }));
+    let phases = std::fs::read(host.path("bundle/phases.json")).unwrap();
+    let phases: Phases = serde_json::from_slice(&phases).unwrap();
+    assert!(phases.plan > 0.0 && phases.vm_start > 0.0 && phases.exit > 0.0, "{phases:?}");
+    host
+}
+
+async fn output_is_whole_before_the_exit_is_told(mut host: Host) -> Host {
+    let (stdout, reader) = host.output("out");
+    let stdio = StdioRequest { stdout, ..StdioRequest::default() };
+    host.create_with(&["print", "4096"], stdio, OnExit::Wait).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    host.sandbox.wait(init()).await.unwrap();
+    host.sandbox.delete(init()).await.unwrap();
+    let output = reader.join().unwrap();
+    assert_eq!(output.len(), 4096 * 1024);
+    assert!(output.chunks(16).all(|chunk| chunk == b"0123456789abcdef"));
+    host
+}
+
+async fn stdin_reaches_the_process_and_ends(mut host: Host) -> Host {
+    let (stdout, reader) = host.output("out");
+    let stdin = host.fifo("in");
+    let stdio = StdioRequest { stdin: stdin.clone(), stdout, ..StdioRequest::default() };
+    host.create_with(&["cat"], stdio, OnExit::Wait).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    std::fs::write(&stdin, "to the guest and back").unwrap();
+    host.sandbox.close_stdin(init()).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 0);
+    host.sandbox.delete(init()).await.unwrap();
+    assert_eq!(reader.join().unwrap(), b"to the guest and back");
+    host
+}
+
+async fn output_that_a_grandchild_holds_does_not_hold_the_exit(mut host: Host) -> Host {
+    let (stdout, _reader) = host.output("out");
+    let stdio = StdioRequest { stdout, ..StdioRequest::default() };
+    host.create_with(&["hold-output"], stdio, OnExit::Wait).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 0);
+    host.sandbox.delete(init()).await.unwrap();
+    host
+}
+
+async fn signal_ends_a_process_with_its_number(mut host: Host) -> Host {
+    host.create(&["sleep"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    host.sandbox.signal(init(), 15, Reach::Process).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 143);
+    let again = host.sandbox.signal(init(), 15, Reach::Process).await;
+    assert!(matches!(again, Err(SandboxError::Finished)));
+    host
+}
+
+async fn exec_runs_beside_init(mut host: Host) -> Host {
+    host.create(&["sleep"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    let (stdout, reader) = host.output("out");
+    let stdio = StdioRequest { stdout, ..StdioRequest::default() };
+    let process = br#"{"args": ["print", "1"], "cwd": "/"}"#.to_vec();
+    host.sandbox.exec(exec("probe"), process.clone(), stdio).await.unwrap();
+    let twice = host.sandbox.exec(exec("probe"), process, StdioRequest::default()).await;
+    assert!(matches!(twice, Err(SandboxError::HasExec(_))));
+    host.sandbox.start(exec("probe")).await.unwrap();
+    assert_eq!(host.sandbox.wait(exec("probe")).await.unwrap().status, 0);
+    host.sandbox.delete(exec("probe")).await.unwrap();
+    assert_eq!(reader.join().unwrap().len(), 1024);
+    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Running);
+    host
+}
+
+async fn command_that_is_missing_is_an_error_and_can_be_deleted(mut host: Host) -> Host {
+    host.create(&["missing"]).await.unwrap();
+    let error = host.sandbox.start(init()).await.unwrap_err();
+    assert_eq!(error.to_string(), r#"exec: "missing": not found"#);
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 127);
+    assert_eq!(host.sandbox.delete(init()).await.unwrap().1.status, 127);
+    host
+}
+
+async fn created_container_can_be_deleted_without_a_start(mut host: Host) -> Host {
+    host.create(&["sleep"]).await.unwrap();
+    assert_eq!(host.sandbox.delete(init()).await.unwrap().1.status, 137);
+    assert!(matches!(host.sandbox.status(init()).await, Err(SandboxError::NoContainer(_))));
+    host
+}
+
+async fn second_container_is_refused(mut host: Host) -> Host {
+    host.create(&["sleep"]).await.unwrap();
+    assert!(matches!(host.create(&["sleep"]).await, Err(SandboxError::HasContainer(_))));
+    host
+}
+
+async fn paused_container_tells_so(mut host: Host) -> Host {
+    host.create(&["sleep"]).await.unwrap();
+    assert!(matches!(host.sandbox.pause("web".into()).await, Err(SandboxError::State(_))));
+    host.sandbox.start(init()).await.unwrap();
+    host.sandbox.pause("web".into()).await.unwrap();
+    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Paused);
+    host.sandbox.resume("web".into()).await.unwrap();
+    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Running);
+    assert_eq!(host.sandbox.stats("web".into()).await.unwrap().cpu_usage_usec, 7);
+    host
+}
+
+async fn detached_container_ends_its_sandbox_and_leaves_its_record(mut host: Host) -> Host {
+    let log = format!("json-file://{}", host.path("log").display());
+    let stdio = StdioRequest { stdout: log, ..StdioRequest::default() };
+    host.create_with(&["print", "3"], stdio, OnExit::Shutdown).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    while host.next_event().await != SandboxEvent::Finished {}
+    let record = std::fs::read(host.path("bundle/exit.json")).unwrap();
+    let record: ExitRecord = serde_json::from_slice(&record).unwrap();
+    assert_eq!((record.exit_status, record.failure), (0, None));
+    assert!(std::fs::metadata(host.path("log")).unwrap().len() > 3 * 1024);
+    host
+}
+
+async fn bundle_goes_with_a_container_that_is_to_be_removed(mut host: Host) -> Host {
+    host.create_with(&["exit", "0"], StdioRequest::default(), OnExit::Remove).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    while host.next_event().await != SandboxEvent::Finished {}
+    assert!(!host.path("bundle").exists());
+    host
+}
+
+async fn shutdown_of_an_empty_sandbox_ends_it_and_of_a_full_one_not(mut host: Host) -> Host {
+    host.create(&["sleep"]).await.unwrap();
+    assert!(!host.sandbox.shutdown(Force::Empty).await.unwrap());
+    host.sandbox.delete(init()).await.unwrap();
+    assert!(host.sandbox.shutdown(Force::Empty).await.unwrap());
+    host
+}
+
+async fn dead_vmm_ends_every_process_with_137_and_says_why(mut host: Host) -> Host {
+    let pid = host.create(&["sleep"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    let process = br#"{"args": ["sleep"], "cwd": "/"}"#.to_vec();
+    host.sandbox.exec(exec("probe"), process, StdioRequest::default()).await.unwrap();
+    host.sandbox.start(exec("probe")).await.unwrap();
+    kill(pid);
+    let (of_init, of_exec) = tokio::join!(host.sandbox.wait(init()), host.sandbox.wait(exec("probe")));
+    let of_init = of_init.unwrap();
+    assert_eq!((of_init.status, of_exec.unwrap().status), (137, 137));
+    assert_eq!(of_init.failure.as_deref(), Some("the VMM died (signal 9)"));
+    host.sandbox.delete(init()).await.unwrap();
+    host
+}
+
+async fn guest_kernel_panic_at_boot_is_told_with_its_last_lines(mut host: Host) -> Host {
+    host.kernel("panic");
+    let error = host.create(&["exit", "0"]).await.unwrap_err().to_string();
+    assert!(error.contains("the guest restarted the machine"), "{error}");
+    assert!(error.contains("Kernel panic - not syncing: no ?[31minit"), "{error}");
+    host
+}
+
+async fn guest_kernel_panic_while_running_is_told_with_its_last_lines(mut host: Host) -> Host {
+    host.create(&["panic"]).await.unwrap();
+    // The guest may be gone before it can answer.
+    let _ = host.sandbox.start(init()).await;
+    let exit = host.sandbox.wait(init()).await.unwrap();
+    assert_eq!(exit.status, 137);
+    let failure = exit.failure.unwrap();
+    assert!(failure.contains("Kernel panic - not syncing: Fatal exception"), "{failure}");
+    host
+}
+
+async fn vmm_that_refuses_is_told_in_its_words(mut host: Host) -> Host {
+    host.kernel("refuse");
+    let error = host.create(&["exit", "0"]).await.unwrap_err();
+    assert_eq!(error.to_string(), "the VMM refused to start: KVM says ?[31mno");
+    host
+}
+
+async fn guest_that_never_gets_ready_is_given_up(host: Host) -> Host {
+    let mut host = host.impatient();
+    host.kernel("mute");
+    let error = host.create(&["exit", "0"]).await.unwrap_err();
+    assert!(matches!(error, SandboxError::BootTimeout { .. }), "{error}");
+    host
+}
+
+async fn missing_kernel_is_an_error_that_leaves_nothing(mut host: Host) -> Host {
+    std::fs::remove_file(host.path("assets/vmlinux")).unwrap();
+    let error = host.create(&["exit", "0"]).await.unwrap_err();
+    assert!(matches!(error, SandboxError::Asset(_)), "{error}");
+    host
+}
+
+async fn h12_giant_reply_is_refused(mut host: Host) -> Host {
+    host.kernel("giant");
+    let error = host.create(&["exit", "0"]).await.unwrap_err();
+    assert!(matches!(error, SandboxError::Agent(_)), "{error}");
+    host
+}
+
+async fn h12_vmm_that_talks_nonsense_is_killed(mut host: Host) -> Host {
+    host.kernel("babble");
+    let error = host.create(&["exit", "0"]).await.unwrap_err();
+    assert!(matches!(error, SandboxError::Vm(VmError::Ended(_))), "{error}");
+    host
+}
+
+async fn h12_text_of_the_agent_is_cut_and_harmless(mut host: Host) -> Host {
+    let error = host.create(&["refuse"]).await.unwrap_err();
+    let SandboxError::Agent(AgentError::Refused { message, .. }) = error else { panic!("{error}") };
+    assert!(message.starts_with("?[2J?[31mroot:?xxx") && message.ends_with(" [cut]"), "{message}");
+    assert!(message.len() < 1100);
+    host
+}
+
+async fn h12_impossible_exit_status_costs_the_guest_its_vm(mut host: Host) -> Host {
+    host.create(&["bad-status"]).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 137);
+    host
+}
+
+async fn h12_event_of_a_foreign_container_costs_the_guest_its_vm(mut host: Host) -> Host {
+    host.kernel("foreign-oom");
+    host.create(&["sleep"]).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 137);
+    host
+}
+
+async fn h12_guest_that_ignores_sigkill_loses_its_vm(host: Host) -> Host {
+    let mut host = host.impatient();
+    host.create(&["deaf"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    host.sandbox.signal(init(), 9, Reach::Process).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 137);
+    host
+}
+
+async fn oom_events_of_the_container_are_passed_on(mut host: Host) -> Host {
+    host.kernel("oom");
+    host.create(&["sleep"]).await.unwrap();
+    let begin = Instant::now();
+    let mut seen = 0;
+    while seen < 2 {
+        seen += usize::from(matches!(host.next_event().await, SandboxEvent::Oom { .. }));
+    }
+    // A guest that makes them without end is slowed down.
+    assert!(begin.elapsed() > Duration::from_millis(500));
+    host
+}
+
+fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(pid.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
