@@ -1,5 +1,7 @@
 //! Containers and execs from create to delete, and requests that do not fit.
 
+use std::time::Duration;
+
 use nacre_protocol::rpc::agent::{
     ContainerRequest, CreateExecRequest, Empty, ResizeRequest, SignalRequest, Stdio,
 };
@@ -8,7 +10,7 @@ use ttrpc::Code;
 use ttrpc::context::with_duration;
 
 use crate::fixture::TestGuest;
-use crate::host::{Host, code, context, create_request, left_behind, process, text, unique};
+use crate::host::{Host, code, context, create_request, fresh_token, left_behind, process, text, unique};
 
 fn exec_request(id: &str, exec: &str, script: &str, stdio: Stdio) -> CreateExecRequest {
     let process: Value = json!({
@@ -200,15 +202,16 @@ async fn processes_are_listed_frozen_and_thawed() {
 async fn caller_who_gives_up_leaves_a_container_that_can_be_deleted() {
     let guest = TestGuest::new();
     let host = Host::of(guest.guest.clone());
-    let request = create_request("orphan", &guest.spec("true"), Stdio::default());
-    let hurried = with_duration(std::time::Duration::from_micros(200));
-    host.agent.create_container(hurried, &request).await.unwrap_err();
-    // The creation goes on: once it is done the id is known, and deleting works.
-    loop {
-        match host.delete("orphan", "").await {
-            Ok(_) => break,
-            Err(error) => assert_eq!(code::<()>(Err(error)).0, Code::FAILED_PRECONDITION),
-        }
+    // A stream that has not come yet holds the creation up for as long as the test wants.
+    let token = fresh_token();
+    let stdio = Stdio { stdout: token.0.to_vec(), ..Default::default() };
+    let request = create_request("orphan", &guest.spec("true"), stdio);
+    let impatient = with_duration(Duration::from_secs(2));
+    host.agent.create_container(impatient, &request).await.unwrap_err();
+    assert_eq!(code(host.delete("orphan", "").await).0, Code::FAILED_PRECONDITION, "it is still being made");
+    let _stream = host.connect(token).await;
+    while let Err(error) = host.delete("orphan", "").await {
+        assert_eq!(code::<()>(Err(error)).0, Code::FAILED_PRECONDITION);
         tokio::task::yield_now().await;
     }
     assert_eq!(left_behind(&guest.guest, "orphan"), [].into());
