@@ -150,16 +150,27 @@ fn spawn(name: &str, from: File, to: io::Result<OwnedFd>) -> Result<JoinHandle<i
 /// Moves bytes until the end of `from`: by splice where the kernel can, else through a buffer.
 fn copy(from: io::Result<OwnedFd>, to: OwnedFd) -> io::Result<()> {
     let from = from?;
+    if !takes_pages(&to) {
+        return copy_through_buffer(from.into(), to.into());
+    }
     loop {
         match rustix::pipe::splice(&from, None, &to, None, CHUNK, SpliceFlags::empty()) {
             Ok(0) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
-            // Terminals, files opened for appending, and streams where neither side is a pipe.
+            // Files opened for appending, and streams where neither side is a pipe.
             Err(Errno::INVAL) => return copy_through_buffer(from.into(), to.into()),
             Err(Errno::AGAIN) => wait_for(&from, &to)?,
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Pipes, files and sockets take what splice(2) moves. Some character devices say that they do and lose it (the ports
+/// of virtio-console among them).
+fn takes_pages(to: &OwnedFd) -> bool {
+    let kind = rustix::fs::fstat(to).map(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode));
+    use rustix::fs::FileType;
+    matches!(kind, Ok(FileType::Fifo | FileType::RegularFile | FileType::Socket))
 }
 
 /// One of the two is non-blocking because another process that shares it made it so.
