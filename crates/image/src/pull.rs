@@ -2,7 +2,7 @@
 //!
 //! 1. ask what the name stands for; if that is here already, stop (a tag costs one HEAD, a digest nothing)
 //! 2. manifest, through an index to the one for this machine; configuration
-//! 3. the layers that are missing, a few at a time, each through [`crate::ingest`]
+//! 3. the layers that are missing, a few at a time, each through `ingest`
 //! 4. record image and names in one step
 //!
 //! A pull that fails or dies leaves finished, verified layers (the next pull counts them as here) and nothing

@@ -75,7 +75,7 @@ impl<'a, R: Read> Entries<'a, R> {
         let mut extended = false;
         loop {
             self.input.skip(self.data_left)?;
-            self.input.skip(self.padding)?;
+            self.input.skip_padding(self.padding)?;
             (self.data_left, self.padding) = (0, 0);
             let offset = self.input.offset();
             let Some(record) = self.header_record()? else {

@@ -86,6 +86,24 @@ impl<R: Read> Input<R> {
         self.copy(len, |_| Ok(()))
     }
 
+    /// Skips padding. Go's reader accepts that the stream ends within it, and `umoci insert` writes such layers:
+    /// its last file is not padded, and no end mark follows.
+    ///
+    /// # Errors
+    /// If the stream is too long, or fails.
+    pub(super) fn skip_padding(&mut self, len: u64) -> Result<(), LayerError> {
+        let mut left = len;
+        while left > 0 {
+            let have = self.peek(left)?.len();
+            if have == 0 {
+                return Ok(());
+            }
+            self.advance(have);
+            left -= have as u64;
+        }
+        Ok(())
+    }
+
     /// Reads to the end of the stream, whatever is there, so that its digest covers all of it.
     ///
     /// # Errors

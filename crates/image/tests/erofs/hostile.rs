@@ -225,11 +225,12 @@ fn i12_a_stream_cut_anywhere_within_an_entry_is_an_error() {
         .pax(&[("GNU.sparse.map", b"0,512,4096,512"), ("GNU.sparse.size", b"8192")])
         .file("s", &[9; 1024])
         .unfinished();
-    let ends = [512, 512 + 1024 + 512 + 3072, tar.len()];
+    let file_at = 512 + 1024 + 512;
+    let padding = file_at + 3000..=file_at + 3072;
     for len in 1..tar.len() {
         let result = Blob::with_limits(&tar[..len], &LayerLimits::default());
-        if ends.contains(&len) {
-            assert!(result.is_ok(), "{len}: Go accepts an archive without its end mark");
+        if len == 512 || padding.contains(&len) {
+            assert!(result.is_ok(), "{len}: Go accepts an archive without its end mark and last padding");
         } else {
             let error = result.err().unwrap_or_else(|| panic!("cut at {len}"));
             assert!(matches!(error, LayerError::Truncated { offset } if offset == len as u64), "{error:?}");
