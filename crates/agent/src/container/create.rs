@@ -17,6 +17,7 @@ use super::container::{Container, Undo};
 use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
 use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};
+use super::sys::mount::{MountAttr, mount_setattr};
 use super::{ChildStdio, CreateError, CreateInput, CreatedContainer, Guest, rootfs};
 
 /// Makes a container up to, not including, the exec of its program.
@@ -136,11 +137,15 @@ fn open_bind(guest: &Guest, path: &str, recursive: bool) -> Result<OwnedFd, Crea
     clone_tree(&file, recursive).map_err(error)
 }
 
+/// A copy of the mount at a file, attached nowhere, and to which nothing that is mounted elsewhere propagates.
 pub(super) fn clone_tree(file: &OwnedFd, recursive: bool) -> rustix::io::Result<OwnedFd> {
     let mut flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_EMPTY_PATH;
     flags.set(OpenTreeFlags::AT_RECURSIVE, recursive);
-    open_tree(file, "", flags)
+    let mount = open_tree(file, "", flags)?;
+    let private = MountAttr { propagation: libc::MS_PRIVATE, ..MountAttr::default() };
+    mount_setattr(&mount, &private, recursive)?;
+    Ok(mount)
 }
 
 fn open_namespace(join: &JoinPlan) -> Result<OwnedFd, CreateError> {

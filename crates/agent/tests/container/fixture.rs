@@ -5,6 +5,7 @@ use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, OnceLock, atomic::AtomicU32, atomic::Ordering};
 use std::thread;
 use std::time::Duration;
@@ -13,9 +14,10 @@ use nacre_agent::container::{
     ChildStdio, CreateError, CreateInput, CreatedContainer, CreatedProcess, ExecInput, Guest, RootfsSource,
     create, create_exec,
 };
-use nacre_agent::process::{Child, Children, reap_for_ever};
+use nacre_agent::process::{Child, Children, Spawned, reap_for_ever};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -49,6 +51,22 @@ fn children() -> Arc<Children> {
         children
     };
     Arc::clone(CHILDREN.get_or_init(start))
+}
+
+/// Runs a program of this machine; the reaper, which takes every status, gives it back.
+pub(crate) fn run(command: &mut Command) -> String {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+    command.stdin(Stdio::null()).stdout(write);
+    let spawned = children().spawn(|| -> std::io::Result<Spawned> {
+        let pid = Pid::from_raw(command.spawn()?.id().try_into().unwrap()).unwrap();
+        Ok(Spawned { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? })
+    });
+    // The command holds the writing end until it is told otherwise.
+    command.stdout(Stdio::null());
+    let child = spawned.unwrap();
+    let output = text(&mut read.into());
+    assert_eq!(wait(&child), 0, "{command:?}");
+    output
 }
 
 fn bind(source: &Path, target: &Path, flags: MsFlags) {

@@ -96,6 +96,17 @@ fn files_and_directories_are_bound_from_the_share() {
 }
 
 #[test]
+fn shared_mounts_of_the_guest_do_not_reach_the_container() {
+    let guest = TestGuest::new();
+    let shared = nix::mount::MsFlags::MS_SHARED | nix::mount::MsFlags::MS_REC;
+    let shares = &guest.guest.shares_dir;
+    let bind = nix::mount::MsFlags::MS_BIND | nix::mount::MsFlags::MS_REC;
+    nix::mount::mount(Some(shares), shares, None::<&str>, bind, None::<&str>).unwrap();
+    nix::mount::mount(None::<&str>, "/", None::<&str>, shared, None::<&str>).unwrap();
+    assert_eq!(guest.sh("grep -c shared: /proc/self/mountinfo").stdout, "0\n");
+}
+
+#[test]
 fn recursive_read_only_reaches_submounts() {
     let guest = TestGuest::new();
     std::fs::create_dir_all(guest.share("volume/sub")).unwrap();

@@ -12,7 +12,7 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::fixture::{TestGuest, chain};
+use crate::fixture::{TestGuest, chain, run};
 
 /// A loop device that stands for the virtio-blk disk, with EROFS layers on it.
 ///
@@ -52,7 +52,8 @@ impl LayerDisk {
         let output = run(Command::new("losetup").args(["-P", "-f", "--show", "-r"]).arg(disk));
         let device = PathBuf::from(output.trim());
         let none = MsFlags::empty();
-        mount(Some("devtmpfs"), "/dev", Some("devtmpfs"), none, None::<&str>).unwrap();
+        // EBUSY: it is there.
+        let _ = mount(Some("devtmpfs"), "/dev", Some("devtmpfs"), none, None::<&str>);
         mount(Some("block"), "/sys/block", Some("tmpfs"), none, None::<&str>).unwrap();
         let sys = Path::new("/sys/block").join(device.file_name().unwrap());
         fs::create_dir(&sys).unwrap();
@@ -78,12 +79,6 @@ impl Drop for LayerDisk {
             run(Command::new("losetup").arg("-d").arg(device));
         }
     }
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// What a container needs to run a shell of this machine's /usr.

@@ -80,14 +80,15 @@ fn limit_bounding(bounding: u64) -> Result<u64, StepError> {
     Ok(known)
 }
 
-/// A configuration may name capabilities of a newer kernel; nobody can have those here.
+/// A configuration may name capabilities of a newer kernel; nobody can have those here. Nor can an ambient one be
+/// that is not permitted and inheritable, which configurations name all the same (`runc spec` did) and runc skips.
 fn known_only(sets: &CapabilityPlan, known: u64) -> CapabilityPlan {
     CapabilityPlan {
         bounding: sets.bounding & known,
         effective: sets.effective & known,
         permitted: sets.permitted & known,
         inheritable: sets.inheritable & known,
-        ambient: sets.ambient & known,
+        ambient: sets.ambient & sets.permitted & sets.inheritable & known,
     }
 }
 

@@ -74,7 +74,11 @@ impl RootfsError {
         match self {
             Self::Layers(_) | Self::Name(_) | Self::NoDisk(_) => true,
             Self::Path { source, .. } => *source == Errno::NOENT,
-            Self::Mount { source, .. } | Self::Partition { source, .. } => *source == Errno::INVAL,
+            Self::Mount { source, .. } => *source == Errno::INVAL,
+            // EBUSY: it overlaps the one before.
+            Self::Partition { source, action, .. } => {
+                *source == Errno::INVAL || (*action == "add" && *source == Errno::BUSY)
+            }
         }
     }
 }

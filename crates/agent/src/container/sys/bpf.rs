@@ -51,10 +51,22 @@ struct ProgAttach {
     attach_flags: u32,
 }
 
+/// Tries where a signal interrupts the verifier, which then says EAGAIN.
+const TRIES: usize = 64;
+
 fn bpf<T>(command: libc::c_long, attr: &T) -> rustix::io::Result<libc::c_long> {
-    // SAFETY: private to this file, and called only with the repr(C) structs above, each of which is the
-    // beginning of the bpf_attr variant of its command and without padding; every pointer in them is live.
-    check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) })
+    let call = || {
+        // SAFETY: private to this file, and called only with the repr(C) structs above, each of which is the
+        // beginning of the bpf_attr variant of its command and without padding; every pointer in them is live.
+        check(unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attr), size_of::<T>()) })
+    };
+    for _ in 1..TRIES {
+        match call() {
+            Err(Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+    call()
 }
 
 /// Loads a BPF_PROG_TYPE_CGROUP_DEVICE program.
