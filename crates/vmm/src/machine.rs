@@ -101,8 +101,8 @@ impl Machine {
     ///
     /// # Errors
     /// [`MachineError`].
-    pub fn plug_net(&self, _net: Net) -> Result<u32, MachineError> {
-        Err(MachineError::Unsupported("network links"))
+    pub fn plug_net(&self, net: Net) -> Result<u32, MachineError> {
+        Ok(self.bus.slots().plug(devices::net(net)?)?)
     }
 
     /// Sets the balloon's target.

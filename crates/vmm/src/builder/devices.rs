@@ -3,12 +3,14 @@
 use std::io;
 use std::sync::Arc;
 
-use crate::config::{Devices, Disk};
+use crate::config::{self, Devices, Disk};
 use crate::machine::Counters;
 use crate::virtio::balloon::{Balloon, BalloonHandle};
 use crate::virtio::blk::{self, DiskError};
 use crate::virtio::console::Console;
 use crate::virtio::device::VirtioDevice;
+use crate::virtio::fs::{Fs, FsError};
+use crate::virtio::net::{Net, NetError};
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
 
@@ -18,6 +20,12 @@ pub enum DeviceError {
     /// A disk.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// A network link.
+    #[error(transparent)]
+    Net(#[from] NetError),
+    /// The file system.
+    #[error(transparent)]
+    Fs(#[from] FsError),
     /// The vsock device.
     #[error("the vsock listener could not be set up")]
     Vsock(#[source] io::Error),
@@ -55,6 +63,12 @@ pub fn at_boot(config: Devices, counters: &Counters) -> Result<AtBoot, DeviceErr
     for part in config.disks {
         devices.push(disk(part)?);
     }
+    for part in config.nets {
+        devices.push(net(part)?);
+    }
+    if let Some(part) = config.fs {
+        devices.push(Box::new(Fs::new(&part.tag, part.socket)?));
+    }
     Ok(AtBoot { devices, balloon: handle })
 }
 
@@ -65,4 +79,12 @@ pub fn at_boot(config: Devices, counters: &Counters) -> Result<AtBoot, DeviceErr
 pub fn disk(config: Disk) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     let disk = blk::Disk::new(&config.id, config.extents, config.read_only)?;
     Ok(Box::new(blk::Blk::new(disk)))
+}
+
+/// A network link.
+///
+/// # Errors
+/// [`DeviceError`].
+pub fn net(config: config::Net) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    Ok(Box::new(Net::new(config.tap, config.mac, config.mtu)?))
 }

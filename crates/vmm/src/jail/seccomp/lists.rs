@@ -14,7 +14,8 @@ const fn when(number: libc::c_long, when: &'static [When]) -> Allowed {
 pub(super) fn of(kind: ThreadKind) -> &'static [&'static [Allowed]] {
     match kind {
         ThreadKind::Vcpu => &[COMMON, VCPU],
-        ThreadKind::Control => &[COMMON, SOCKETS, CONTROL],
+        // It makes hot-plugged devices, so it sets taps up.
+        ThreadKind::Control => &[COMMON, SOCKETS, CONTROL, NET],
         ThreadKind::Devices => {
             &[COMMON, SPAWN, SOCKETS, CONTROL, VCPU, POLL, BLOCK, NET, VSOCK, RNG, BALLOON, FS, TIMER]
         }

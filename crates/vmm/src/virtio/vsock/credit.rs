@@ -64,10 +64,10 @@ impl Credit {
         self.forwarded = self.forwarded.wrapping_add(len as u32);
     }
 
-    /// True where the guest should hear of freed space though no other packet goes to it: a quarter of the buffer, so
+    /// True where the guest should hear of freed space though no other packet goes to it: half of the buffer, so
     /// that a sender neither stalls nor costs a packet for each of its own.
     pub(super) fn update_due(&self) -> bool {
-        self.forwarded.wrapping_sub(self.told) >= self.alloc / 4
+        self.forwarded.wrapping_sub(self.told) >= self.alloc / 2
     }
 
     /// `buf_alloc` and `fwd_cnt` for a header.
