@@ -34,7 +34,7 @@ impl From<Image> for LocalImage {
                 cmd: config.cmd.clone(),
                 user: config.user.clone(),
                 working_dir: config.working_dir.clone(),
-                volumes: config.volumes.keys().cloned().collect(),
+                volumes: config.volume_paths(),
             },
             stop_signal: config.stop_signal.clone(),
             image,
@@ -54,15 +54,16 @@ pub(crate) fn find_or_pull(
     policy: PullPolicy,
     insecure: bool,
 ) -> Result<LocalImage> {
-    let source: Source = text.parse()?;
     // A directory or archive may have changed since: it is looked at each time, and moves nothing that is here.
-    let local = matches!(source, Source::Local { .. });
+    let source: Result<Source, _> = text.parse();
+    let local = matches!(source, Ok(Source::Local { .. }));
     if policy != PullPolicy::Always
         && !local
         && let Some(image) = store.find(text)?
     {
         return Ok(image.into());
     }
+    let source = source?;
     if policy == PullPolicy::Never {
         bail!("no such image: {text}: it is not in the store, and --pull never forbids to ask a registry");
     }
