@@ -35,7 +35,7 @@ pub struct VmConfig {
     pub memory_mib: u32,
     /// `/dev/kvm`, open for reading and writing.
     pub kvm: FdIndex,
-    /// Uncompressed ELF kernel with a PVH note.
+    /// Uncompressed ELF kernel (`vmlinux`), entered by its 64-bit boot protocol.
     pub kernel: FdIndex,
     /// Initial ramdisk, newc cpio with the agent as `/init`.
     pub initramfs: FdIndex,

@@ -11,13 +11,13 @@ use nacre_protocol::control::StartTimings;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use crate::arch::x86_64::boot_params::{self, BootParamsError};
 use crate::arch::x86_64::cmdline::{CommandLine, CommandLineTooLong};
 use crate::arch::x86_64::cpuid::{self, CpuIdError};
 use crate::arch::x86_64::layout;
 use crate::arch::x86_64::loader::{self, Kernel, LoadError};
 use crate::arch::x86_64::mptable::{self, MpTableError};
 use crate::arch::x86_64::regs::{self, RegsError};
-use crate::arch::x86_64::start_info::{self, StartInfoError};
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::jail::seccomp::{self, SeccompError, ThreadKind};
@@ -63,7 +63,7 @@ pub enum BuildError {
     CommandLine(#[from] CommandLineTooLong),
     /// Boot information.
     #[error(transparent)]
-    StartInfo(#[from] StartInfoError),
+    BootParams(#[from] BootParamsError),
     /// Multiprocessor table.
     #[error(transparent)]
     MpTable(#[from] MpTableError),
@@ -138,7 +138,7 @@ pub fn start(
     let fds = create_vcpus(&vm, vcpus, kernel)?;
     let tsc_khz = fds.first().and_then(|fd| fd.get_tsc_khz().ok());
     let command_line = CommandLine { log: kernel_log, slots: slots.count(), vcpus, tsc_khz }.text()?;
-    start_info::write(memory.map(), memory.size(), &command_line, initramfs)?;
+    boot_params::write(memory.map(), memory.size(), &command_line, initramfs)?;
     mptable::write(memory.map(), vcpus)?;
     let bus = Arc::new(Bus::new(serial, slots));
     timings.built_us = micros(begin);
@@ -161,7 +161,7 @@ fn load(
     memory: &Memory,
     kernel: OwnedFd,
     initramfs: OwnedFd,
-) -> Result<(Kernel, start_info::Initramfs), LoadError> {
+) -> Result<(Kernel, boot_params::Initramfs), LoadError> {
     let image = MappedFile::new(&File::from(kernel), MAX_KERNEL_BYTES).map_err(LoadError::ReadKernel)?;
     let kernel = loader::load_kernel(memory, image.bytes())?;
     drop(image);
@@ -190,7 +190,7 @@ fn create_vcpus(vm: &Vm, count: u8, kernel: Kernel) -> Result<Vec<VcpuFd>, Build
         vcpu.set_cpuid2(&list).map_err(|source| KvmError::Refused("set CPUID", source))?;
         regs::set_common(&vcpu).map_err(|source| BuildError::Regs(id, source))?;
         if id == 0 {
-            regs::set_pvh_entry(&vcpu, kernel.entry).map_err(|source| BuildError::Regs(id, source))?;
+            regs::set_entry(&vcpu, kernel.entry).map_err(|source| BuildError::Regs(id, source))?;
         }
         vcpus.push(vcpu);
     }

@@ -40,7 +40,9 @@ impl MappedFile {
                 std::ptr::null_mut(),
                 len,
                 libc::PROT_READ,
-                libc::MAP_PRIVATE | libc::MAP_POPULATE,
+                // Not populated: a read fault maps the pages around it too, for less than the kernel takes to
+                // populate each by itself.
+                libc::MAP_PRIVATE,
                 file.as_raw_fd(),
                 0,
             )

@@ -19,7 +19,7 @@ impl From<BuildError> for Failure {
             | BuildError::CpuId(_) => FailureKind::Kvm,
             BuildError::Kernel(_)
             | BuildError::CommandLine(_)
-            | BuildError::StartInfo(_)
+            | BuildError::BootParams(_)
             | BuildError::MpTable(_) => FailureKind::Image,
             BuildError::Memory(_) | BuildError::Event(_) | BuildError::Thread(_) | BuildError::Vcpus(_) => {
                 FailureKind::Resources

@@ -1,7 +1,7 @@
 //! Guest physical addresses.
 //!
 //! ```text
-//! 0x0000_0000  memory: start info, memory map, command line in the first 64 KiB
+//! 0x0000_0000  memory: zero page, command line, page tables in the first 64 KiB
 //! 0x000a_0000  not listed as memory; 0x000f_0000 multiprocessor table
 //! 0x0010_0000  memory: kernel at its link address (16 MiB), initramfs at the top
 //! 0xc000_0000  hole
@@ -13,14 +13,16 @@
 
 use nacre_protocol::vm::MAX_SLOTS;
 
-/// `hvm_start_info`.
-pub const START_INFO: u64 = 0x1000;
-/// Memory map of the start info.
-pub const MEMORY_MAP: u64 = 0x1800;
-/// List of modules of the start info: the initramfs.
-pub const MODULE_LIST: u64 = 0x1c00;
+/// `boot_params`.
+pub const ZERO_PAGE: u64 = 0x7000;
+/// Page tables, from the top level down.
+pub const PAGE_TABLE_4: u64 = 0x9000;
+/// Third level.
+pub const PAGE_TABLE_3: u64 = 0xa000;
+/// Second level: 2 MiB pages.
+pub const PAGE_TABLE_2: u64 = 0xb000;
 /// Kernel command line.
-pub const COMMAND_LINE: u64 = 0x2000;
+pub const COMMAND_LINE: u64 = 0x8000;
 /// Longest command line with its terminating zero (COMMAND_LINE_SIZE of the kernel).
 pub const COMMAND_LINE_MAX: usize = 2048;
 

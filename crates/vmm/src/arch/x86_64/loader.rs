@@ -8,14 +8,14 @@ use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use linux_loader::loader::KernelLoader;
-use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::elf::Elf;
 use vm_memory::bitmap::BitmapSlice;
 use vm_memory::volatile_memory::Error as VolatileMemoryError;
 use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileSlice};
 
+use super::boot_params::Initramfs;
 use super::layout;
-use super::start_info::Initramfs;
-use crate::memory::Memory;
+use crate::memory::{self, Memory};
 
 /// Largest kernel image.
 const MAX_KERNEL_BYTES: u64 = 256 << 20;
@@ -24,6 +24,8 @@ const MAX_PROGRAM_HEADERS: usize = 64;
 /// Largest note segment.
 const MAX_NOTE_BYTES: u64 = 64 << 10;
 const PAGE: u64 = 4096;
+/// `sizeof(struct page)`.
+const PAGE_STRUCT_BYTES: u64 = 64;
 
 /// An image that cannot be loaded.
 #[derive(Debug, thiserror::Error)]
@@ -40,9 +42,6 @@ pub enum LoadError {
     /// linux-loader refused.
     #[error("kernel could not be loaded")]
     Kernel(#[source] linux_loader::loader::Error),
-    /// No PVH entry.
-    #[error("kernel has no PVH entry point (CONFIG_PVH)")]
-    NoPvhEntry,
     /// The entry lies outside of what was loaded.
     #[error("kernel entry point {0:#x} lies outside the kernel")]
     Entry(u64),
@@ -71,8 +70,8 @@ pub enum LoadError {
 /// A loaded kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Kernel {
-    /// PVH entry.
-    pub entry: u32,
+    /// 64-bit entry.
+    pub entry: u64,
     /// First address behind it, its BSS included.
     pub end: u64,
 }
@@ -124,14 +123,10 @@ pub fn load_kernel(memory: &Memory, image: &[u8]) -> Result<Kernel, LoadError> {
     let image = &mut Image(Cursor::new(image));
     let loaded = Elf::load(memory.map(), None, image, Some(GuestAddress(layout::HIGH_MEMORY)))
         .map_err(LoadError::Kernel)?;
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
-        return Err(LoadError::NoPvhEntry);
-    };
-    let entry = entry.0;
+    let entry = loaded.kernel_load.0;
     if !(layout::HIGH_MEMORY..loaded.kernel_end).contains(&entry) {
         return Err(LoadError::Entry(entry));
     }
-    let entry = u32::try_from(entry).map_err(|_| LoadError::Entry(entry))?;
     Ok(Kernel { entry, end: loaded.kernel_end })
 }
 
@@ -208,18 +203,18 @@ pub fn load_initramfs(memory: &Memory, kernel: Kernel, image: &[u8]) -> Result<I
     if bytes == 0 {
         return Err(LoadError::InitramfsEmpty);
     }
-    let too_large = LoadError::InitramfsSize { size: bytes, kernel_end: kernel.end };
-    let Some(address) = memory.size().low_bytes().checked_sub(bytes).map(|address| address & !(PAGE - 1))
-    else {
-        return Err(too_large);
-    };
-    if address < kernel.end {
-        return Err(too_large);
-    }
-    memory.expect_dense(address..address + bytes);
+    let too_large = || LoadError::InitramfsSize { size: bytes, kernel_end: kernel.end };
+    let address = memory.size().low_bytes().checked_sub(bytes).map(|address| address & !(PAGE - 1));
+    let address = address.filter(|address| *address >= kernel.end).ok_or_else(too_large)?;
+    // Right below it the kernel puts its table of pages (64 bytes for each), and fills it.
+    let table = memory.size().bytes() / PAGE * PAGE_STRUCT_BYTES;
+    memory.expect_dense(
+        address.saturating_sub(table + memory::HUGE_PAGE).max(kernel.end)..memory.size().low_bytes(),
+    );
     let place = memory.map().get_slice(GuestAddress(address), image.len()).map_err(LoadError::Place)?;
     copy(&place, image).map_err(LoadError::WriteInitramfs)?;
-    Ok(Initramfs { address, size: bytes })
+    // Below 3 GiB, as the kernel's end and the memory's are.
+    Ok(Initramfs { address: address as u32, size: bytes as u32 })
 }
 
 #[cfg(test)]

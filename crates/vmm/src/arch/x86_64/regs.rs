@@ -1,7 +1,7 @@
 //! The state that a vCPU wakes up in.
 //!
-//! The boot vCPU enters the kernel as PVH asks: 32-bit protected mode, flat segments, no paging, interrupts off, `ebx` at the
-//! start info. The others wait for their start-up interrupt in the state that the processor's reset left.
+//! The boot vCPU enters the kernel as its 64-bit protocol asks: long mode, flat segments, the first GiB mapped to
+//! itself, interrupts off, `rsi` at the zero page. The others wait for their start-up interrupt in the state that the processor's reset left.
 //!
 //! Local APIC: KVM's reset state is right (software-disabled, LINT0 of the boot vCPU as ExtINT); the kernel sets up the rest.
 
@@ -35,6 +35,10 @@ pub enum RegsError {
 
 const CR0_PROTECTED: u64 = 1 << 0;
 const CR0_EXTENSION: u64 = 1 << 4;
+const CR0_PAGING: u64 = 1 << 31;
+const CR4_PHYSICAL_ADDRESS_EXTENSION: u64 = 1 << 5;
+const EFER_LONG_MODE_ENABLED: u64 = 1 << 8;
+const EFER_LONG_MODE_ACTIVE: u64 = 1 << 10;
 const RFLAGS_RESERVED: u64 = 1 << 1;
 const FCW_DEFAULT: u16 = 0x37f;
 const MXCSR_DEFAULT: u32 = 0x1f80;
@@ -70,46 +74,43 @@ pub fn set_common(vcpu: &VcpuFd) -> Result<(), RegsError> {
     }
 }
 
-/// Puts the boot vCPU at the kernel's PVH entry.
+/// Puts the boot vCPU at the kernel's 64-bit entry.
 ///
 /// # Errors
 /// [`RegsError`].
-pub fn set_pvh_entry(vcpu: &VcpuFd, entry: u32) -> Result<(), RegsError> {
+pub fn set_entry(vcpu: &VcpuFd, entry: u64) -> Result<(), RegsError> {
     let mut sregs = vcpu.get_sregs().map_err(RegsError::Special)?;
-    enter_flat_protected_mode(&mut sregs);
+    enter_long_mode(&mut sregs);
     vcpu.set_sregs(&sregs).map_err(RegsError::Special)?;
-    let regs = kvm_regs {
-        rip: u64::from(entry),
-        rbx: layout::START_INFO,
-        rflags: RFLAGS_RESERVED,
-        ..Default::default()
-    };
+    let regs = kvm_regs { rip: entry, rsi: layout::ZERO_PAGE, rflags: RFLAGS_RESERVED, ..Default::default() };
     vcpu.set_regs(&regs).map_err(RegsError::General)
 }
 
-fn enter_flat_protected_mode(sregs: &mut kvm_sregs) {
+fn enter_long_mode(sregs: &mut kvm_sregs) {
     const CODE: u8 = 0xb; // execute, read, accessed
     const DATA: u8 = 0x3; // read, write, accessed
     const BUSY_TSS: u8 = 0xb;
+    const BOOT_CS: u16 = 0x10;
+    const BOOT_DS: u16 = 0x18;
+    const TSS: u16 = 0x20;
     let flat = |type_, selector| kvm_segment {
-        base: 0,
         limit: u32::MAX,
         selector,
         type_,
         present: 1,
-        db: 1,
         s: 1,
         g: 1,
         ..Default::default()
     };
-    sregs.cs = flat(CODE, 0x8);
-    let data = flat(DATA, 0x10);
+    sregs.cs = kvm_segment { l: 1, ..flat(CODE, BOOT_CS) };
+    let data = kvm_segment { db: 1, ..flat(DATA, BOOT_DS) };
     (sregs.ds, sregs.es, sregs.ss, sregs.fs, sregs.gs) = (data, data, data, data, data);
-    sregs.tr = kvm_segment { limit: 0x67, selector: 0x18, type_: BUSY_TSS, present: 1, ..Default::default() };
+    sregs.tr = kvm_segment { limit: 0x67, selector: TSS, type_: BUSY_TSS, present: 1, ..Default::default() };
+    // The kernel loads its own tables before it loads a segment or takes an exception.
     sregs.gdt.limit = 0;
     sregs.idt.limit = 0;
-    sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION;
-    sregs.cr3 = 0;
-    sregs.cr4 = 0;
-    sregs.efer = 0;
+    sregs.cr0 = CR0_PROTECTED | CR0_EXTENSION | CR0_PAGING;
+    sregs.cr3 = layout::PAGE_TABLE_4;
+    sregs.cr4 = CR4_PHYSICAL_ADDRESS_EXTENSION;
+    sregs.efer = EFER_LONG_MODE_ENABLED | EFER_LONG_MODE_ACTIVE;
 }

@@ -5,7 +5,7 @@ use vm_memory::Bytes;
 
 const ENTRY: u64 = 0x100_0000;
 
-/// A kernel of one page of code with a PVH note; `change` spoils it.
+/// A kernel of one page of code with a note; `change` spoils it.
 fn image(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     let mut image = vec![0; 0x2000];
     image[..7].copy_from_slice(&[0x7f, b'E', b'L', b'F', 2, 1, 1]);
@@ -21,7 +21,7 @@ fn image(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     put(&mut image, 0x804, &4u32.to_le_bytes());
     put(&mut image, 0x808, &18u32.to_le_bytes());
     put(&mut image, 0x80c, b"Xen\0");
-    put(&mut image, 0x810, &(ENTRY as u32 + 0x10).to_le_bytes());
+    put(&mut image, 0x810, &(ENTRY as u32).to_le_bytes());
     image[0x1000..].fill(0x90);
     change(&mut image);
     image
@@ -55,7 +55,7 @@ fn load(image: &[u8]) -> Result<Kernel, LoadError> {
 fn kernel_is_where_its_headers_say() {
     let memory = Memory::new(Size::from_mib(48), Sharing::Private).unwrap();
     let kernel = load_kernel(&memory, &image(|_| {})).unwrap();
-    assert_eq!(kernel, Kernel { entry: ENTRY as u32 + 0x10, end: ENTRY + 0x3000 });
+    assert_eq!(kernel, Kernel { entry: ENTRY, end: ENTRY + 0x3000 });
     assert_eq!(memory.map().read_obj::<u8>(GuestAddress(ENTRY + 0xfff)).unwrap(), 0x90);
     assert_eq!(memory.map().read_obj::<u8>(GuestAddress(ENTRY + 0x1000)).unwrap(), 0);
 }
@@ -68,8 +68,9 @@ fn other_files_are_no_kernels() {
 }
 
 #[test]
-fn kernel_without_pvh_note_is_refused() {
-    assert!(matches!(load(&image(|image| image[0x808] = 17)), Err(LoadError::NoPvhEntry)));
+fn entry_outside_the_kernel_is_refused() {
+    let spoiled = image(|image| put(image, 24, &(ENTRY + 0x3000).to_le_bytes()));
+    assert!(matches!(load(&spoiled), Err(LoadError::Entry(_))));
 }
 
 #[test]
@@ -112,7 +113,7 @@ fn kernel_beyond_a_small_guest_is_refused() {
 #[test]
 fn initramfs_lies_at_the_top_of_low_memory() {
     let memory = Memory::new(Size::from_mib(48), Sharing::Private).unwrap();
-    let kernel = Kernel { entry: ENTRY as u32, end: ENTRY + 0x3000 };
+    let kernel = Kernel { entry: ENTRY, end: ENTRY + 0x3000 };
     let place = load_initramfs(&memory, kernel, &[7; 5000]).unwrap();
     assert_eq!(place, Initramfs { address: (48 << 20) - 0x2000, size: 5000 });
     assert_eq!(memory.map().read_obj::<u8>(GuestAddress(place.address + 4999)).unwrap(), 7);
@@ -121,7 +122,7 @@ fn initramfs_lies_at_the_top_of_low_memory() {
 #[test]
 fn initramfs_that_would_reach_into_the_kernel_is_refused() {
     let memory = Memory::new(Size::from_mib(48), Sharing::Private).unwrap();
-    let kernel = Kernel { entry: ENTRY as u32, end: (48 << 20) - 0x1000 };
+    let kernel = Kernel { entry: ENTRY, end: (48 << 20) - 0x1000 };
     let refused = load_initramfs(&memory, kernel, &[7; 5000]);
     assert!(matches!(refused, Err(LoadError::InitramfsSize { size: 5000, .. })));
     assert!(matches!(load_initramfs(&memory, kernel, &[]), Err(LoadError::InitramfsEmpty)));
