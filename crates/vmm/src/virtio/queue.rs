@@ -180,7 +180,8 @@ pub(crate) struct DeviceQueue {
     queue: Queue,
     kick: EventFd,
     indirect: bool,
-    unannounced: bool,
+    /// Pushed since the driver was last told, or did not want to be.
+    unannounced: u16,
 }
 
 impl DeviceQueue {
@@ -199,7 +200,7 @@ impl DeviceQueue {
             return Err(QueueError::Rings);
         }
         let indirect = features & (1 << VIRTIO_RING_F_INDIRECT_DESC) != 0;
-        Ok(Self { queue, kick, indirect, unannounced: false })
+        Ok(Self { queue, kick, indirect, unannounced: 0 })
     }
 
     /// Entries of the queue.
@@ -238,8 +239,13 @@ impl DeviceQueue {
         head: u16,
         written: u32,
     ) -> Result<(), QueueError> {
-        self.unannounced = true;
+        self.unannounced = self.unannounced.saturating_add(1);
         self.queue.add_used(memory, head, written).map_err(QueueError::Used)
+    }
+
+    /// Requests that were pushed and not announced.
+    pub(crate) fn unannounced(&self) -> u16 {
+        self.unannounced
     }
 
     /// Interrupts the driver for what was pushed since the last call, if it wants that.
@@ -251,14 +257,23 @@ impl DeviceQueue {
         memory: &GuestMemoryMmap,
         interrupt: &Interrupt,
     ) -> Result<(), QueueError> {
-        if !std::mem::take(&mut self.unannounced) {
-            return Ok(());
-        }
-        let wanted = self.queue.needs_notification(memory).map_err(QueueError::Used)?;
-        if wanted && (self.queue.event_idx_enabled() || !self.interrupts_off(memory)) {
+        if self.wants_interrupt(memory)? {
             interrupt.used_buffers();
         }
         Ok(())
+    }
+
+    /// Whether the driver wants an interrupt for what was pushed since the last call. All queues of a device share one:
+    /// a worker that serves two asks both, and interrupts once.
+    ///
+    /// # Errors
+    /// [`QueueError::Used`] where the driver's wish cannot be read.
+    pub(crate) fn wants_interrupt(&mut self, memory: &GuestMemoryMmap) -> Result<bool, QueueError> {
+        if std::mem::take(&mut self.unannounced) == 0 {
+            return Ok(false);
+        }
+        let wanted = self.queue.needs_notification(memory).map_err(QueueError::Used)?;
+        Ok(wanted && (self.queue.event_idx_enabled() || !self.interrupts_off(memory)))
     }
 
     /// Asks the driver for a notification on the next request. True: requests came meanwhile, for which none comes.

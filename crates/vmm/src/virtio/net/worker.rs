@@ -105,8 +105,11 @@ impl Serve for NetWorker {
 
     fn turn(&mut self) -> Result<Next, QueueError> {
         let more = self.transmit()? | self.receive()?;
-        self.tx.announce(&self.memory, &self.interrupt)?;
-        self.receiver.queue().announce(&self.memory, &self.interrupt)?;
+        let sent = self.tx.wants_interrupt(&self.memory)?;
+        let received = self.receiver.queue().wants_interrupt(&self.memory)?;
+        if sent || received {
+            self.interrupt.used_buffers();
+        }
         Ok(if more { Next::Again } else { Next::Wait })
     }
 

@@ -49,13 +49,9 @@ const MAX_CONNECTIONS: usize = 1023;
 /// Clients that have not finished their `CONNECT` line; one more, and the oldest is dropped.
 const MAX_HANDSHAKES: usize = 64;
 
-/// Bytes that the guest may send ahead on a stream: kept here if the host does not read.
-const BUF_ALLOC: u32 = 256 * 1024;
-
-/// The same where there are more than [`FEW`] streams, so that all together stay below 48 MiB.
-const BUF_ALLOC_OF_MANY: u32 = 32 * 1024;
-
-const FEW: usize = 64;
+/// Bytes that the guest may send ahead on a stream, kept here if the host does not read, by the streams that exist when
+/// it begins: the first ones are the busy ones, and all together stay below 56 MiB.
+const BUF_ALLOC: [(usize, u32); 3] = [(16, 1 << 20), (64, 128 << 10), (MAX_CONNECTIONS, 32 << 10)];
 
 /// Resets that wait for rx buffers before the tx queue is left alone.
 const MAX_RESETS: usize = 64;

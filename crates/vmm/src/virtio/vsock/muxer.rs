@@ -13,9 +13,7 @@ use super::connection::{Connection, Fate, Output, READ_EVENTS};
 use super::handshake::{Handshake, Progress};
 use super::packet::{FromGuest, Op, Ports, ToGuest};
 use super::receiver::{Delivery, Receiver};
-use super::{
-    BUF_ALLOC, BUF_ALLOC_OF_MANY, FEW, FIRST_CLIENT_PORT, MAX_CONNECTIONS, MAX_HANDSHAKES, MAX_RESETS,
-};
+use super::{BUF_ALLOC, FIRST_CLIENT_PORT, MAX_CONNECTIONS, MAX_HANDSHAKES, MAX_RESETS};
 use crate::virtio::queue::QueueError;
 use crate::virtio::sys::GuestIoVec;
 use crate::virtio::worker::Poller;
@@ -231,8 +229,10 @@ impl Muxer {
         self.settle(id, Fate::Keep);
     }
 
+    /// Credit of one more stream.
     fn alloc(&self) -> u32 {
-        if self.connections.len() < FEW { BUF_ALLOC } else { BUF_ALLOC_OF_MANY }
+        let streams = self.connections.len();
+        BUF_ALLOC.iter().find(|(below, _)| streams < *below).map_or(0, |(_, alloc)| *alloc)
     }
 
     /// Does what a step of a connection asks for.

@@ -1,6 +1,6 @@
 //! The thread: queues, the listener and every socket, in one event loop.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollFlags;
 use vm_memory::GuestMemoryMmap;
@@ -32,7 +32,13 @@ pub(super) struct VsockWorker {
     interrupt: Interrupt,
     /// Clients may wait at the listener.
     clients: bool,
+    /// Since when the guest does not know of packets that were taken.
+    tx_news: Option<Instant>,
 }
+
+/// How long the guest may go without hearing that its packets were taken. It only frees memory then, and each interrupt
+/// costs it several exits: packets of our own, which soon follow, bring the news along.
+const TX_NEWS: Duration = Duration::from_millis(10);
 
 /// How one direction stands after its part of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +72,7 @@ impl VsockWorker {
                 tx,
                 interrupt: activation.interrupt,
                 clients: true,
+                tx_news: None,
             }),
             Err(error) => Err((host, error)),
         }
@@ -140,6 +147,26 @@ impl VsockWorker {
         Ok(Progress::More)
     }
 
+    /// Interrupts the guest for packets that it got, and for those that it sent where it has not heard of them for long or
+    /// of many.
+    fn announce(&mut self) -> Result<(), QueueError> {
+        let received = self.rx.unannounced() > 0;
+        let many = self.tx.unannounced() >= self.tx.size() / 4;
+        let mut wanted = self.rx.wants_interrupt(&self.memory)?;
+        if self.tx.unannounced() == 0 {
+            self.tx_news = None;
+        } else if received || many || self.tx_news.is_some_and(|since| since.elapsed() >= TX_NEWS) {
+            self.tx_news = None;
+            wanted |= self.tx.wants_interrupt(&self.memory)?;
+        } else if self.tx_news.is_none() {
+            self.tx_news = Some(Instant::now());
+        }
+        if wanted {
+            self.interrupt.used_buffers();
+        }
+        Ok(())
+    }
+
     fn accept(&mut self) -> Next {
         if !self.clients {
             return Next::Wait;
@@ -175,12 +202,15 @@ impl Serve for VsockWorker {
         let next = self.accept();
         let sent = self.transmit()?;
         let received = self.receive()?;
-        self.tx.announce(&self.memory, &self.interrupt)?;
-        self.rx.announce(&self.memory, &self.interrupt)?;
+        self.announce()?;
         // Resets that left have made room for packets.
         let unblocked = sent == Progress::Blocked && self.muxer.takes_packets();
         let again = unblocked || sent == Progress::More || received == Progress::More;
-        Ok(if again { Next::Again } else { next })
+        Ok(match next {
+            _ if again => Next::Again,
+            Next::Wait if self.tx_news.is_some() => Next::After(TX_NEWS),
+            next => next,
+        })
     }
 
     fn interrupt(&self) -> &Interrupt {

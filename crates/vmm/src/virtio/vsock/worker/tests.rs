@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::virtio::queue::BASE_FEATURES;
 use crate::virtio::testing::{Driver, LOW, MockQueue, WRITE};
-use crate::virtio::vsock::{BUF_ALLOC, MAX_CONNECTIONS, MAX_HANDSHAKES, MAX_RESETS, QUEUE_SIZES};
+use crate::virtio::vsock::{MAX_CONNECTIONS, MAX_HANDSHAKES, MAX_RESETS, QUEUE_SIZES};
 use crate::virtio::worker::settle;
 
 mod hostile;
@@ -21,6 +21,9 @@ const SHUTDOWN: u16 = 4;
 const RW: u16 = 5;
 const CREDIT_UPDATE: u16 = 6;
 const CREDIT_REQUEST: u16 = 7;
+
+/// Credit of the first streams.
+const BUF_ALLOC: u32 = crate::virtio::vsock::BUF_ALLOC[0].1;
 
 const NO_RECEIVE: u32 = 1;
 const NO_SEND: u32 = 2;
@@ -134,6 +137,7 @@ impl Guest {
         self.rx.kick();
     }
 
+    /// Lets the device work until it waits for an event, or only for the time to tell of taken packets.
     fn run(&mut self) -> Next {
         settle(&self.poller, &mut self.worker).unwrap()
     }
