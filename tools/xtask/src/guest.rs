@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use nacre_guest_kernel_config::kernel::{self, Progress};
 use nacre_guest_kernel_config::recipe::Recipe;
 
-use crate::install::static_binary;
+use crate::install;
 use crate::packages::{self, Need};
 use crate::process::step;
 use crate::project::Project;
@@ -29,7 +29,8 @@ pub(crate) fn build(project: &Project) -> Result<Guest> {
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     let guest = Guest { vmlinux: dir.join("vmlinux"), initramfs: dir.join("initramfs.cpio") };
     step("guest kernel", || build_kernel(project, &guest.vmlinux))?;
-    step("agent image", || build_initramfs(project, &guest.initramfs))?;
+    let agent = step("programs", || install::programs(project))?;
+    write_initramfs(&agent, &guest.initramfs)?;
     Ok(guest)
 }
 
@@ -44,10 +45,9 @@ fn build_kernel(project: &Project, to: &Path) -> Result<()> {
     copy_if_changed(&kernel.vmlinux, to)
 }
 
-fn build_initramfs(project: &Project, to: &Path) -> Result<()> {
-    let agent = static_binary(project, "nacre-agent", "nacre-agent")?;
-    let image = nacre_guest_kernel_config::initramfs::build(&fs::read(&agent)?)?;
-    write_if_changed(to, &image)
+fn write_initramfs(agent: &Path, to: &Path) -> Result<()> {
+    let bytes = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    write_if_changed(to, &nacre_guest_kernel_config::initramfs::build(&bytes)?)
 }
 
 /// Copies a file unless the target has the same bytes: a build that changes nothing touches nothing.

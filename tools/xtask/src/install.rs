@@ -13,65 +13,64 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::guest::{self, copy_if_changed};
 use crate::packages::{self, Need};
-use crate::process::{command, run, step};
+use crate::process::{command, run};
 use crate::project::Project;
 
-/// A program of the installation.
+/// A program, of the host's installation or the guest's.
 struct Program {
     package: &'static str,
     name: &'static str,
-    /// Linked with no shared library: starts faster, and opens no path when it does.
+    /// Linked with no shared library: starts faster, and needs no file system.
     is_static: bool,
 }
 
+/// Static ones stand in `tools/rustc-static` too. `nacre` is not: it looks up names of registries as the host does.
 const PROGRAMS: &[Program] = &[
     Program { package: "nacre-cli", name: "nacre", is_static: false },
     Program { package: "nacre-shim", name: "containerd-shim-nacre-v2", is_static: true },
     Program { package: "nacre-vmm", name: "nacre-vmm", is_static: true },
     Program { package: "nacre-fs", name: "nacre-fs", is_static: false },
+    Program { package: "nacre-agent", name: AGENT, is_static: true },
 ];
+
+/// The one that goes into the guest's initramfs.
+const AGENT: &str = "nacre-agent";
 
 /// Builds and lays out everything that an installation has.
 pub(crate) fn build(project: &Project) -> Result<()> {
-    packages::ensure(&[Need::Compile])?;
     let guest = guest::build(project)?;
-    step("binaries", || binaries(project))?;
+    let bin = project.bin_dir();
+    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
+    for program in PROGRAMS.iter().filter(|program| program.name != AGENT) {
+        copy_if_changed(&built(project, program.name), &bin.join(program.name))?;
+    }
     let dir = project.install_dir().join("guest");
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     copy_if_changed(&guest.vmlinux, &dir.join("vmlinux"))?;
     copy_if_changed(&guest.initramfs, &dir.join("initramfs.cpio"))
 }
 
-fn binaries(project: &Project) -> Result<()> {
-    let bin = project.bin_dir();
-    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    for program in PROGRAMS {
-        let built = if program.is_static {
-            static_binary(project, program.package, program.name)?
-        } else {
-            dynamic_binary(project, program.package, program.name)?
-        };
-        copy_if_changed(&built, &bin.join(program.name))?;
-    }
-    Ok(())
+fn built(project: &Project, name: &str) -> PathBuf {
+    project.target.join("release").join(name)
 }
 
-/// Builds one program with glibc linked in, and checks that it is static.
-pub(crate) fn static_binary(project: &Project, package: &str, name: &str) -> Result<PathBuf> {
+/// Builds every program with one call of cargo, and gives the agent's path.
+pub(crate) fn programs(project: &Project) -> Result<PathBuf> {
+    packages::ensure(&[Need::Compile])?;
     let mut build = cargo(project);
-    build.args(["rustc", "--release", "--quiet", "-p", package, "--bin", name]);
-    build.args(["--", "-C", "target-feature=+crt-static"]);
-    run(&mut build)?;
-    let built = project.target.join("release").join(name);
-    if has_interpreter(&built)? {
-        bail!("{} wants a dynamic loader", built.display());
+    build.args(["build", "--release", "--locked"]);
+    build.env("RUSTC_WORKSPACE_WRAPPER", project.root.join("tools/rustc-static"));
+    for program in PROGRAMS {
+        build.args(["-p", program.package, "--bin", program.name]);
     }
-    Ok(built)
-}
-
-fn dynamic_binary(project: &Project, package: &str, name: &str) -> Result<PathBuf> {
-    run(cargo(project).args(["build", "--release", "--quiet", "-p", package, "--bin", name]))?;
-    Ok(project.target.join("release").join(name))
+    run(&mut build)?;
+    for program in PROGRAMS.iter().filter(|program| program.is_static) {
+        let path = built(project, program.name);
+        if has_interpreter(&path)? {
+            bail!("{} wants a dynamic loader", path.display());
+        }
+    }
+    Ok(built(project, AGENT))
 }
 
 /// Cargo in the project's tree.
