@@ -35,6 +35,43 @@ impl Tail {
     }
 }
 
+/// Cuts a program's text into lines for the log; after as many as were allowed it says nothing more.
+#[derive(Debug)]
+pub struct LogLines {
+    partial: Vec<u8>,
+    left: u32,
+}
+
+impl LogLines {
+    /// Longest line in bytes.
+    const MAX_LINE: usize = 1024;
+
+    /// Allows so many lines.
+    pub fn new(lines: u32) -> Self {
+        Self { partial: Vec::new(), left: lines }
+    }
+
+    /// Takes text and gives the lines that are whole now, harmless.
+    pub fn push(&mut self, text: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for byte in text {
+            if self.left == 0 {
+                break;
+            }
+            let ends = *byte == b'\n';
+            if !ends {
+                self.partial.push(*byte);
+            }
+            if ends || self.partial.len() >= Self::MAX_LINE {
+                let line = String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned();
+                lines.push(crate::text::harmless(&line, Self::MAX_LINE));
+                self.left -= 1;
+            }
+        }
+        lines
+    }
+}
+
 /// Reads of a pipe into a [`Tail`].
 #[derive(Debug)]
 pub struct TailReader {
@@ -54,16 +91,22 @@ impl TailReader {
         Ok(Self { pipe: crate::sys::watch(pipe, Interest::READABLE)?, ended: false, tail: Tail::new(max) })
     }
 
-    /// Reads once, when there is something; pends for ever after the end. Safe to cancel.
-    pub async fn read(&mut self) {
+    /// Reads once, when there is something, and gives what is new; pends for ever after the end. Safe to cancel.
+    pub async fn read(&mut self) -> Vec<u8> {
         if self.ended {
             std::future::pending::<()>().await;
         }
         let mut buffer = [0; 4096];
         let read = |pipe: &OwnedFd| Ok(rustix::io::read(pipe, &mut buffer)?);
         match self.pipe.async_io(Interest::READABLE, read).await {
-            Ok(0) | Err(_) => self.ended = true,
-            Ok(count) => self.tail.push(&buffer[..count]),
+            Ok(0) | Err(_) => {
+                self.ended = true;
+                Vec::new()
+            }
+            Ok(count) => {
+                self.tail.push(&buffer[..count]);
+                buffer[..count].to_vec()
+            }
         }
     }
 
@@ -83,6 +126,15 @@ impl TailReader {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a05_log_lines_are_whole_harmless_and_counted() {
+        let mut lines = LogLines::new(3);
+        assert_eq!(lines.push(b"one\ntw"), ["one"]);
+        assert_eq!(lines.push(b"\x1b[0mo\n"), ["tw?[0mo"]);
+        assert_eq!(lines.push(&[b'x'; 5000]).len(), 1);
+        assert!(lines.push(b"more\n").is_empty());
+    }
 
     proptest! {
         #[test]

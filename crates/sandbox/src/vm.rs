@@ -33,7 +33,7 @@ use tokio::sync::{oneshot, watch};
 use crate::channel::{self, Channel, ChannelError, FdTable};
 use crate::process::{Child, End};
 use crate::sys::{self, Program};
-use crate::tail::TailReader;
+use crate::tail::{LogLines, TailReader};
 use crate::text::harmless;
 
 /// Bytes of the console that are kept.
@@ -41,6 +41,9 @@ const CONSOLE_TAIL: usize = 64 * 1024;
 
 /// Bytes of the VMM's standard error that are kept.
 const STDERR_TAIL: usize = 8 * 1024;
+
+/// Lines of its standard error that go into the log: a guest may know how to make it say more.
+const LOGGED_LINES: u32 = 200;
 
 /// Console lines that an error shows.
 const SHOWN_LINES: usize = 8;
@@ -229,6 +232,7 @@ impl Vm {
             pending: pending.clone(),
             serial: TailReader::new(serial, CONSOLE_TAIL).map_err(prepare("the serial pipe"))?,
             stderr: TailReader::new(stderr, STDERR_TAIL).map_err(prepare("the error pipe"))?,
+            stderr_lines: LogLines::new(LOGGED_LINES),
             exit: exit_sender,
         };
         tokio::spawn(watch.run());
@@ -429,6 +433,7 @@ struct Watch {
     pending: Pending,
     serial: TailReader,
     stderr: TailReader,
+    stderr_lines: LogLines,
     exit: watch::Sender<Option<Arc<VmExit>>>,
 }
 
@@ -451,8 +456,12 @@ impl Watch {
                     }
                 },
                 _ = self.pidfd.readable() => break,
-                () = self.serial.read() => {}
-                () = self.stderr.read() => {}
+                _ = self.serial.read() => {}
+                text = self.stderr.read() => {
+                    for line in self.stderr_lines.push(&text) {
+                        tracing::warn!(line, "the VMM says");
+                    }
+                }
             }
         }
         if open {

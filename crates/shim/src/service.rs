@@ -48,7 +48,7 @@ impl TaskService {
 impl Task for TaskService {
     async fn state(&self, _: &TtrpcContext, request: StateRequest) -> Result<StateResponse> {
         let id = process_id(request.id, request.exec_id);
-        let known = self.sandbox.status(id.clone()).await.map_err(status)?;
+        let known = self.sandbox.status(&id).map_err(status)?;
         Ok(convert::state_response(id, known))
     }
 
@@ -149,7 +149,7 @@ impl Task for TaskService {
     }
 
     async fn connect(&self, _: &TtrpcContext, request: ConnectRequest) -> Result<ConnectResponse> {
-        let task = self.sandbox.status(process_id(request.id, String::new())).await;
+        let task = self.sandbox.status(&process_id(request.id, String::new()));
         Ok(ConnectResponse {
             shim_pid: std::process::id(),
             task_pid: task.map_or(0, |task| task.pid),

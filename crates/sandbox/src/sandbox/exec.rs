@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use nacre_protocol::id::ContainerId;
 use tracing::info;
 
-use super::{Core, ExitInfo, Process, ProcessId, ProcessStatus, Reply, SandboxEvent, answer};
+use super::{Core, ExitInfo, Process, ProcessId, Reply, SandboxEvent, answer};
 use crate::agent::{Reach, StatsReply};
 use crate::error::SandboxError;
 use crate::plan::resources::{Resources, cpu_max};
@@ -45,16 +45,6 @@ impl Core {
         }
         self.publish(SandboxEvent::ExecAdded { process: id.clone() }).await;
         Ok(())
-    }
-
-    /// What is known of a process.
-    pub(super) fn status(&mut self, id: &ProcessId) -> Result<ProcessStatus, SandboxError> {
-        let container = self.container(&id.container)?;
-        let (pid, bundle) = (container.pid, container.bundle.clone());
-        let process = container.process(id)?;
-        let pid = if process.state == State::Created && !id.exec.is_empty() { 0 } else { pid };
-        let exit = process.exit.clone();
-        Ok(ProcessStatus { state: process.state, pid, bundle, stdio: process.stdio.clone(), exit })
     }
 
     /// Sends a signal. A guest that does not even take SIGKILL for its init loses its VM.

@@ -96,13 +96,16 @@ impl Core {
             return;
         }
         process.streams.keep(outputs);
+        self.show();
         match &exit.failure {
             Some(failure) => {
                 warn!(container = id.container, exec = id.exec, failure, "process ended with its VM")
             }
             None => info!(container = id.container, exec = id.exec, status = exit.status, "process ended"),
         }
-        if id.exec.is_empty() {
+        if id.exec.is_empty()
+            && let Ok(container) = self.container(&id.container)
+        {
             container.times.ended = Some(now().0);
             write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
         }

@@ -8,8 +8,10 @@
 //!
 //! A sandbox has one container, its init and any number of execs. [`create`] tells the story of a start, [`exit`]
 //! that of an end. Requests are carried out one after the other; only the waiting for a process's end is outside
-//! of the task, in a watcher for each process.
+//! of the task, in a watcher for each process, and the state of a process is read from the [`board`] without asking:
+//! containerd gives up on a shim that takes two seconds to tell it.
 
+mod board;
 mod create;
 mod exec;
 mod exit;
@@ -32,6 +34,7 @@ use crate::agent::{ProcessName, Reach, StatsReply};
 use crate::error::SandboxError;
 use crate::machine::{Machine, Settings};
 use crate::stdio::{Drain, StdioRequest};
+use board::Board;
 use process::Process;
 
 /// Requests that may wait for the task; senders wait beyond.
@@ -103,7 +106,6 @@ type Reply<T> = oneshot::Sender<Result<T, SandboxError>>;
 enum Request {
     Create(Box<CreateRequest>, Reply<u32>),
     Start(ProcessId, Reply<u32>),
-    Status(ProcessId, Reply<ProcessStatus>),
     Signal(ProcessId, u32, Reach, Reply<()>),
     Exec(ProcessId, Vec<u8>, StdioRequest, Reply<()>),
     Wait(ProcessId, Reply<ExitInfo>),
@@ -157,6 +159,7 @@ struct Core {
     sender: mpsc::WeakSender<Request>,
     events: mpsc::Sender<SandboxEvent>,
     container: Option<Container>,
+    board: Board,
     closed: bool,
 }
 
@@ -166,15 +169,25 @@ pub fn spawn(settings: Settings) -> (Sandbox, mpsc::Receiver<SandboxEvent>) {
     let (sender, requests) = mpsc::channel(QUEUE);
     let (events, event_receiver) = mpsc::channel(QUEUE);
     let weak = sender.downgrade();
-    let core = Core { settings, requests, sender: weak, events, container: None, closed: false };
+    let board = Board::default();
+    let core = Core {
+        settings,
+        requests,
+        sender: weak,
+        events,
+        container: None,
+        board: board.clone(),
+        closed: false,
+    };
     tokio::spawn(core.run());
-    (Sandbox::new(sender), event_receiver)
+    (Sandbox::new(sender, board), event_receiver)
 }
 
 impl Core {
     async fn run(mut self) {
         while let Some(request) = self.requests.recv().await {
             self.handle(request).await;
+            self.show();
             if self.closed {
                 break;
             }
@@ -188,7 +201,6 @@ impl Core {
         match request {
             Request::Create(request, reply) => answer(reply, self.create(*request).await),
             Request::Start(process, reply) => answer(reply, self.start(&process).await),
-            Request::Status(process, reply) => answer(reply, self.status(&process)),
             Request::Signal(process, signal, reach, reply) => {
                 answer(reply, self.signal(&process, signal, reach).await);
             }
@@ -214,7 +226,13 @@ impl Core {
         }
     }
 
+    /// Brings the board up to date; before anybody can act on an answer, so that what is read there is never older.
+    fn show(&self) {
+        self.board.show(self.container.as_ref());
+    }
+
     async fn publish(&self, event: SandboxEvent) {
+        self.show();
         // The receiver is gone only when the whole shim ends.
         let _ = self.events.send(event).await;
     }

@@ -2,6 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::board::Board;
 use super::{CreateRequest, ExitInfo, Force, ProcessId, ProcessStatus, Reply, Request};
 use crate::agent::{Reach, StatsReply};
 use crate::error::SandboxError;
@@ -13,11 +14,12 @@ type Result<T> = std::result::Result<T, SandboxError>;
 #[derive(Debug, Clone)]
 pub struct Sandbox {
     requests: mpsc::Sender<Request>,
+    board: Board,
 }
 
 impl Sandbox {
-    pub(super) fn new(requests: mpsc::Sender<Request>) -> Self {
-        Self { requests }
+    pub(super) fn new(requests: mpsc::Sender<Request>, board: Board) -> Self {
+        Self { requests, board }
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
@@ -42,12 +44,12 @@ impl Sandbox {
         self.ask(|reply| Request::Start(process, reply)).await
     }
 
-    /// What is known of a process.
+    /// What is known of a process, without waiting for the request that is being carried out.
     ///
     /// # Errors
-    /// See [`SandboxError`].
-    pub async fn status(&self, process: ProcessId) -> Result<ProcessStatus> {
-        self.ask(|reply| Request::Status(process, reply)).await
+    /// [`SandboxError::NoContainer`] and [`SandboxError::NoExec`].
+    pub fn status(&self, process: &ProcessId) -> Result<ProcessStatus> {
+        self.board.read(process)
     }
 
     /// Sends a signal.

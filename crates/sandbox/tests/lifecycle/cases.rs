@@ -50,7 +50,7 @@ cases![
 
 async fn container_lives_from_create_to_delete(mut host: Host) -> Host {
     let pid = host.create(&["exit", "3"]).await.unwrap();
-    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Created);
+    assert_eq!(host.sandbox.status(&init()).unwrap().state, State::Created);
     host.sandbox.start(init()).await.unwrap();
     assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 3);
     let (deleted_pid, exit) = host.sandbox.delete(init()).await.unwrap();
@@ -125,7 +125,7 @@ async fn exec_runs_beside_init(mut host: Host) -> Host {
     assert_eq!(host.sandbox.wait(exec("probe")).await.unwrap().status, 0);
     host.sandbox.delete(exec("probe")).await.unwrap();
     assert_eq!(reader.join().unwrap().len(), 1024);
-    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Running);
+    assert_eq!(host.sandbox.status(&init()).unwrap().state, State::Running);
     host
 }
 
@@ -141,7 +141,7 @@ async fn command_that_is_missing_is_an_error_and_can_be_deleted(mut host: Host) 
 async fn created_container_can_be_deleted_without_a_start(mut host: Host) -> Host {
     host.create(&["sleep"]).await.unwrap();
     assert_eq!(host.sandbox.delete(init()).await.unwrap().1.status, 137);
-    assert!(matches!(host.sandbox.status(init()).await, Err(SandboxError::NoContainer(_))));
+    assert!(matches!(host.sandbox.status(&init()), Err(SandboxError::NoContainer(_))));
     host
 }
 
@@ -156,9 +156,9 @@ async fn paused_container_tells_so(mut host: Host) -> Host {
     assert!(matches!(host.sandbox.pause("web".into()).await, Err(SandboxError::State(_))));
     host.sandbox.start(init()).await.unwrap();
     host.sandbox.pause("web".into()).await.unwrap();
-    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Paused);
+    assert_eq!(host.sandbox.status(&init()).unwrap().state, State::Paused);
     host.sandbox.resume("web".into()).await.unwrap();
-    assert_eq!(host.sandbox.status(init()).await.unwrap().state, State::Running);
+    assert_eq!(host.sandbox.status(&init()).unwrap().state, State::Running);
     assert_eq!(host.sandbox.stats("web".into()).await.unwrap().cpu_usage_usec, 7);
     host
 }
