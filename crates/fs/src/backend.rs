@@ -1,7 +1,6 @@
 //! The vhost-user device: takes chains off the queues and lets the FUSE server answer them.
 
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
@@ -16,6 +15,8 @@ use virtio_queue_fs::{DescriptorChain, QueueOwnedT};
 use vm_memory_fs::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::jail::SHARES;
+
 /// The high priority queue and one request queue (virtio 1.2, section 5.11.2).
 const QUEUES: usize = 2;
 
@@ -29,10 +30,11 @@ const CACHE_TIME: Duration = Duration::from_secs(1);
 type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
 type FuseServer = Server<Arc<PassthroughFs>>;
 
-/// The file system on the directory that holds the shares.
-pub(crate) fn file_system(root: &Path) -> io::Result<Arc<PassthroughFs>> {
+/// The file system on the directory of the shares. It is made before the jail, for it opens /proc/self/fd, and opens
+/// the directory when the guest's FUSE_INIT comes, in the jail.
+pub(crate) fn file_system() -> io::Result<Arc<PassthroughFs>> {
     let config = Config {
-        root_dir: root.display().to_string(),
+        root_dir: SHARES.to_owned(),
         cache_policy: CachePolicy::Auto,
         attr_timeout: CACHE_TIME,
         entry_timeout: CACHE_TIME,
@@ -44,9 +46,7 @@ pub(crate) fn file_system(root: &Path) -> io::Result<Arc<PassthroughFs>> {
         do_import: true,
         ..Config::default()
     };
-    let fs = PassthroughFs::new(config)?;
-    fs.import()?;
-    Ok(Arc::new(fs))
+    Ok(Arc::new(PassthroughFs::new(config)?))
 }
 
 /// State of the device.

@@ -1,7 +1,8 @@
 //! The walls around the server (B2, F01 to F06 in `docs/threat-model.md`).
 //!
-//! 1. [`mount_shares`]: a mount namespace with a tmpfs and below it one mount for each share, `nosuid`, `nodev`, and
-//!    read-only where asked.
+//! 1. [`mount_shares`]: a mount namespace with a tmpfs and below [`SHARES`] in it one mount for each share, `nosuid`,
+//!    `nodev`, and read-only where asked; beside it a /proc that shows this process alone, for fuse-backend-rs reaches
+//!    extended attributes through /proc/self/fd.
 //! 2. [`enter`]: that tmpfs, itself read-only, becomes the root; empty network, IPC and UTS namespaces; the
 //!    capabilities that file ownership needs and no other; `no_new_privs`; no core dumps.
 //! 3. [`restrict_threads`]: the list of system calls, for every thread.
@@ -25,6 +26,9 @@ use crate::sys;
 /// Where the tmpfs is mounted until it is the root. Every Linux system has the directory, and only this process's own
 /// mount namespace sees the mount. (Not /proc: the file system opens /proc/self/fd before it is jailed.)
 const ROOT: &str = "/sys";
+
+/// The directory that is served, once the tmpfs is the root.
+pub(crate) const SHARES: &str = "/shares";
 
 /// What creating files for a guest's users needs. No MKNOD (F04), no DAC_READ_SEARCH (open_by_handle_at), no
 /// SYS_ADMIN (mounts, trusted.* attributes), no SETFCAP.
@@ -71,9 +75,14 @@ pub(crate) fn mount_shares(shares: Vec<ShareFile>) -> Result<PathBuf, JailError>
     )?;
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     step("tmpfs", mount(Some("nacre-fs"), ROOT, Some("tmpfs"), flags, Some("mode=755,size=64k")))?;
+    let shares = Path::new(ROOT).join(SHARES.trim_start_matches('/'));
+    step("shares", rustix::fs::mkdir(&shares, Mode::from_raw_mode(0o755)))?;
     for tree in trees {
-        tree.attach(Path::new(ROOT))?;
+        tree.attach(&shares)?;
     }
+    let proc = Path::new(ROOT).join("proc");
+    step("proc", rustix::fs::mkdir(&proc, Mode::from_raw_mode(0o555)))?;
+    step("proc", mount(Some("proc"), &proc, Some("proc"), flags | MsFlags::MS_RDONLY, Some("subset=pid")))?;
     let read_only = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     step("read-only root", mount(None::<&str>, ROOT, None::<&str>, read_only, None::<&str>))?;
     Ok(ROOT.into())

@@ -61,7 +61,7 @@ enum RunError {
 fn run(owner: &Owner) -> Result<(), RunError> {
     let Started { mut listener, shares } = owner.receive()?;
     let root = jail::mount_shares(shares)?;
-    let server = Server::new(backend::file_system(&root).map_err(RunError::FileSystem)?);
+    let server = Server::new(backend::file_system().map_err(RunError::FileSystem)?);
     jail::enter(&root)?;
     let device = |error: vhost_user_backend::Error| RunError::Device(error.to_string());
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::<()>::new());

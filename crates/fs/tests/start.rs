@@ -85,13 +85,17 @@ fn b2_server_is_jailed_before_it_answers() {
     // CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID: bits 0, 1, 3, 4, 6, 7.
     assert_eq!(server.status_of("CapEff:"), "00000000000000db");
     assert_eq!(server.status_of("CapBnd:"), "00000000000000db");
-    let root: Vec<_> = std::fs::read_dir(format!("/proc/{}/root", server.child.id()))
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name())
-        .collect();
-    assert_eq!(root, ["0"]);
+    let entries = |path: &str| -> Vec<_> {
+        let path = format!("/proc/{}/root/{path}", server.child.id());
+        let mut names: Vec<_> =
+            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(entries(""), ["proc", "shares"]);
+    assert_eq!(entries("shares"), ["0"]);
     let mounts = std::fs::read_to_string(format!("/proc/{}/mountinfo", server.child.id())).unwrap();
-    let share = mounts.lines().find(|line| line.contains(" /0 ")).unwrap();
+    let share = mounts.lines().find(|line| line.contains(" /shares/0 ")).unwrap();
     assert!(share.contains(" ro,nosuid,nodev"), "{share}");
 }
 
