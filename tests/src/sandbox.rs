@@ -61,6 +61,8 @@ fn shared_root() -> &'static Path {
     ROOT.get_or_init(|| {
         let dir = tempfile::tempdir().expect("a temporary directory").keep();
         nacre(&dir, &["pull", "-q", &TestSandbox::image()], b"").ok();
+        // The first run makes directories that all runs share, and that stay.
+        nacre(&dir, &["run", "--rm", &TestSandbox::image(), "true"], b"").ok();
         dir
     })
 }
