@@ -31,7 +31,14 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&state_dir)?;
     let unified = PathBuf::from("/sys/fs/cgroup/unified");
     let cgroup_root = if unified.exists() { unified } else { "/sys/fs/cgroup".into() };
-    let guest = Guest { agent_exe, cgroup_root, state_dir, shares_dir: bundle.clone(), children };
+    let guest = Guest {
+        agent_exe,
+        cgroup_root,
+        state_dir,
+        shares_dir: bundle.clone(),
+        children,
+        launcher: Arc::default(),
+    };
     let spec_json = std::fs::read(bundle.join("config.json"))?;
     println!("create_us rootfs_us start_us total_us");
     for number in 0..count {

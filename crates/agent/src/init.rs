@@ -74,6 +74,7 @@ fn guest() -> Guest {
         state_dir: PathBuf::from(mounts::STATE_DIR),
         shares_dir: PathBuf::from(SHARES_DIR),
         children: Arc::new(Children::default()),
+        launcher: Arc::default(),
     }
 }
 

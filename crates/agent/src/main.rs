@@ -9,11 +9,10 @@ fn main() -> ExitCode {
     match verb.as_deref().and_then(|verb| verb.to_str()) {
         // The kernel passes what it does not know of its command line to init.
         None => boot(),
-        Some("init") => ExitCode::from(container::init_main()),
-        Some("exec") => ExitCode::from(container::exec_main()),
+        Some("launcher") => ExitCode::from(container::launcher_main()),
         Some(_) if std::process::id() == 1 => boot(),
         Some(other) => {
-            eprintln!("nacre-agent: unknown verb {other:?}: init and exec are for the agent's own children");
+            eprintln!("nacre-agent: unknown verb {other:?}: launcher is for the agent's own child");
             ExitCode::FAILURE
         }
     }

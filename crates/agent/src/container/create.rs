@@ -54,7 +54,7 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
         personality,
         cgroups: vec![fds.push(cgroup_dir)],
     };
-    let init = launch(guest, "init", &orders, filter.as_ref(), fds)?;
+    let init = launch(guest, &orders, filter.as_ref(), fds)?;
     drop(nodes);
     // The child waits for its start, so nothing of the container has run yet.
     undo.cgroup().restrict_devices(&resources)?;

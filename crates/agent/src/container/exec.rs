@@ -41,7 +41,7 @@ pub fn create_exec(
         personality: container.personality(),
         cgroups,
     };
-    launch(guest, "exec", &orders, container.filter(), fds)
+    launch(guest, &orders, container.filter(), fds)
 }
 
 /// The cgroup that init is in, where it is below the container's own.

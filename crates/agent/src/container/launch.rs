@@ -5,6 +5,7 @@ use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Program, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -37,13 +38,77 @@ impl FdList {
     }
 }
 
+/// The launcher: `nacre-agent launcher`, a small process that forks the first stage of every child.
+///
+/// It is executed once and stays, so that a creation does not pay for an exec and its relocations. It is made where it
+/// is first needed; [`Launcher::warm_up`] makes it earlier. Dropping the value ends the process.
+#[derive(Debug, Default)]
+pub struct Launcher {
+    running: Mutex<Option<Running>>,
+}
+
+#[derive(Debug)]
+struct Running {
+    process: Child,
+    socket: OwnedFd,
+}
+
+impl Launcher {
+    /// Makes the process, where it is not there yet.
+    ///
+    /// # Errors
+    /// [`CreateError::Spawn`].
+    pub fn warm_up(&self, guest: &Guest) -> Result<(), CreateError> {
+        self.with(guest, |_| Ok(()))
+    }
+
+    /// Has a first stage forked, with `socket` as its channel.
+    fn fork_stage(&self, guest: &Guest, socket: OwnedFd) -> Result<(), CreateError> {
+        self.with(guest, |running| channel::send(&running.socket, &Command::Converse, &[socket.as_fd()]))
+    }
+
+    fn with(
+        &self,
+        guest: &Guest,
+        mut act: impl FnMut(&Running) -> Result<(), ChannelError>,
+    ) -> Result<(), CreateError> {
+        let mut slot = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = slot.as_ref() {
+            // A launcher that somebody has killed is made anew, once.
+            match act(running) {
+                Ok(()) if running.process.exit().is_none() => return Ok(()),
+                _ => *slot = None,
+            }
+        }
+        let running = slot.insert(Running::spawn(guest)?);
+        act(running).map_err(|error| CreateError::Child("launcher", error))
+    }
+}
+
+impl Running {
+    /// `Command` uses posix_spawn here (no hooks between fork and exec), so no lock or allocation of this threaded
+    /// process is copied, and no page table either.
+    fn spawn(guest: &Guest) -> Result<Self, CreateError> {
+        let error = |source| CreateError::Spawn { exe: guest.agent_exe.display().to_string(), source };
+        let (socket, theirs) = channel::pair().map_err(|errno| error(errno.into()))?;
+        let mut command = Program::new(&guest.agent_exe);
+        command.arg0("nacre-agent").arg("launcher").env_clear().stdin(theirs).stdout(Stdio::null());
+        let process = guest.children.spawn(|| {
+            let spawned = command.spawn().map_err(error)?;
+            let pid = i32::try_from(spawned.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
+            let made = pid.and_then(|pid| Ok(Spawned { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? }));
+            made.map_err(|errno| error(errno.into()))
+        })?;
+        Ok(Self { process, socket })
+    }
+}
+
 /// Makes a child of the agent, gives it its orders and waits until it is ready for its exec.
 ///
 /// # Errors
 /// [`CreateError`]; the child has ended then.
 pub(super) fn launch(
     guest: &Guest,
-    verb: &str,
     orders: &Orders,
     filter: Option<&Filter>,
     fds: FdList,
@@ -53,32 +118,10 @@ pub(super) fn launch(
     }
     let program = orders.process.args.first().cloned().unwrap_or_default();
     let (ours, theirs) = channel::pair().map_err(|error| CreateError::Child("socket pair", error.into()))?;
-    let stage = spawn_stage(guest, verb, theirs)?;
-    let (child, terminal) = match converse(guest, &ours, orders, filter, fds) {
-        Ok(made) => made,
-        Err(error) => {
-            // Its first stage ends by itself once the socket is closed; this only makes it sooner.
-            stage.kill_and_wait(KILL);
-            return Err(error);
-        }
-    };
+    guest.launcher.fork_stage(guest, theirs)?;
+    // On an error the first stage ends by itself, since `ours` is closed.
+    let (child, terminal) = converse(guest, &ours, orders, filter, fds)?;
     Ok(CreatedProcess { child, starter: Starter::new(ours, program), terminal })
-}
-
-/// Starts `nacre-agent init` or `exec` with the socket as its standard input.
-///
-/// `Command` uses posix_spawn here (no hooks between fork and exec), so no lock or allocation of this threaded
-/// process is copied, and no page table either.
-fn spawn_stage(guest: &Guest, verb: &str, socket: OwnedFd) -> Result<Child, CreateError> {
-    let error = |source| CreateError::Spawn { exe: guest.agent_exe.display().to_string(), source };
-    let mut command = Program::new(&guest.agent_exe);
-    command.arg0("nacre-agent").arg(verb).env_clear().stdin(socket).stdout(Stdio::null());
-    guest.children.spawn(|| {
-        let stage = command.spawn().map_err(error)?;
-        let pid = i32::try_from(stage.id()).ok().and_then(Pid::from_raw).ok_or(Errno::SRCH);
-        let spawned = pid.and_then(|pid| Ok(Spawned { pid, pidfd: pidfd_open(pid, PidfdFlags::empty())? }));
-        spawned.map_err(|errno| error(errno.into()))
-    })
 }
 
 fn converse(

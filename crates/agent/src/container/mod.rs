@@ -1,7 +1,7 @@
 //! Containers: what the base of the agent asks for, and what it gets.
 //!
 //! This module owns namespaces, cgroup, root file system, devices, capabilities, seccomp, users and the re-executed
-//! child (`nacre-agent init`, `nacre-agent exec`). It does not own the process table, exit statuses, standard
+//! children (`nacre-agent launcher` and what it forks). It does not own the process table, exit statuses, standard
 //! streams or RPC: those are [`crate::process`], [`crate::stream`] and [`crate::service`].
 //!
 //! ```text
@@ -18,8 +18,8 @@
 //! - PID 1 reaps every process, so nothing here waits for a pid. A child that the agent forks is made inside
 //!   [`Children::spawn`], which registers it before the reaper can see it end. Its exit arrives at
 //!   [`Child`]; a blocking wait without reaping is [`Child::wait_ended`].
-//! - The child is `Guest::agent_exe` executed at once (clone3 or posix_spawn, close-on-exec descriptors, a
-//!   socket pair for its orders); no allocation or lock between fork and exec, since other threads run.
+//! - This process never forks code of its own: `Guest::agent_exe` is executed as the launcher (posix_spawn), which
+//!   is single-threaded and forks the children as its siblings.
 //!   The child's exit signal is SIGCHLD (waitpid(2) without `__WALL` sees no other).
 //!   The program starts with default signal dispositions (PID 1 ignores SIGPIPE) and an empty signal mask, and
 //!   its user may open its own standard streams (pipes belong to root at first).
@@ -54,11 +54,12 @@ use crate::process::{Child, Children};
 
 pub use cgroup::{Cgroup, CgroupError, InvalidResources};
 pub use channel::ChannelError;
-pub use child::{exec_main, init_main};
+pub use child::launcher_main;
 pub use container::{Container, RemoveError};
 pub use create::create;
 pub use error::CreateError;
 pub use exec::create_exec;
+pub use launch::Launcher;
 pub use plan::{InvalidProcess, InvalidSpec};
 pub use rootfs::RootfsError;
 pub use seccomp::InvalidProfile;
@@ -68,7 +69,7 @@ pub use start::{ExecError, Starter};
 #[derive(Debug, Clone)]
 pub struct Guest {
     /// The agent's own binary on a read-only mount (C02): `/init` in the guest. Executed as
-    /// `nacre-agent init` or `nacre-agent exec`; never `/proc/self/exe`, which for PID 1 is on a writable mount.
+    /// `nacre-agent launcher`; never `/proc/self/exe`, which for PID 1 is on a writable mount.
     pub agent_exe: PathBuf,
     /// cgroup v2 root, all controllers enabled for its children. A container's cgroup is `nacre/<id>` under it.
     pub cgroup_root: PathBuf,
@@ -78,6 +79,8 @@ pub struct Guest {
     pub shares_dir: PathBuf,
     /// Every direct child of the agent.
     pub children: Arc<Children>,
+    /// Forks the children of containers.
+    pub launcher: Arc<Launcher>,
 }
 
 /// What a container is made of.

@@ -1,7 +1,7 @@
 //! What the agent and its child say to each other over their socket pair.
 //!
 //! ```text
-//! agent                       first stage (nacre-agent init|exec)        child
+//! agent                       first stage (forked by the launcher)       child
 //!   | orders, descriptors -----> |  limits, namespaces to be joined first
 //!   | <--------------- prepared  |
 //!   | go ----------------------> |  clone3 -------------------------------> |
@@ -72,6 +72,8 @@ pub(crate) enum StdioOrders {
 /// Agent to child.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Command {
+    /// To the launcher: fork a first stage, whose channel comes along.
+    Converse,
     /// The orders are `json` bytes, then the filter, in the memfd that is the first descriptor.
     Orders { json: usize },
     /// Fork.

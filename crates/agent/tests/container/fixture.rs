@@ -101,6 +101,7 @@ impl TestGuest {
             state_dir: path("state"),
             shares_dir: path("shares"),
             children: children(),
+            launcher: Arc::default(),
         };
         let this = Self { guest, dir };
         this.make_image();
@@ -163,6 +164,20 @@ impl TestGuest {
     /// Creates, starts, waits and removes.
     pub(crate) fn run(&self, spec: &Value) -> Ended {
         self.create(spec).unwrap_or_else(|error| panic!("{}", chain(&error))).finish()
+    }
+
+    /// Kills the launcher, and waits until it is reaped: its zombie has no command line any more.
+    pub(crate) fn kill_launcher(&self) {
+        let exe = self.guest.agent_exe.canonicalize().unwrap();
+        let pids = fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let launcher = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|path| path == exe);
+        let pid = Pid::from_raw(pids.into_iter().find(launcher).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        while fs::exists(format!("/proc/{}", pid.as_raw_nonzero())).unwrap() {
+            thread::yield_now();
+        }
     }
 
     /// Runs a shell script in the default configuration.

@@ -122,3 +122,11 @@ fn many_containers_at_once_are_made() {
         .collect();
     threads.into_iter().for_each(|thread| thread.join().unwrap());
 }
+
+#[test]
+fn killed_launcher_is_made_anew() {
+    let guest = TestGuest::new();
+    assert_eq!(guest.sh("exit 3").status, 3);
+    guest.kill_launcher();
+    assert_eq!(guest.sh("exit 4").status, 4);
+}

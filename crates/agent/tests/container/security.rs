@@ -55,7 +55,7 @@ fn c02_agents_binary_cannot_be_written() {
     let before = std::fs::read(&guest.guest.agent_exe).unwrap();
     let mut spec = guest.spec("");
     // The agent's binary runs as the program itself, and another process of the container opens it for writing.
-    spec["process"]["args"] = json!(["/proc/self/exe", "init"]);
+    spec["process"]["args"] = json!(["/proc/self/exe", "launcher"]);
     let ended = guest.run(&spec);
     assert_ne!(ended.status, 0);
     let script = "for p in /proc/[0-9]*; do ( : >> $p/exe ) 2>/dev/null && echo wrote $p; done; echo done";

@@ -1,13 +1,14 @@
 //! The child that becomes a container's process: a single-threaded copy of the agent that does nothing else.
 //!
 //! ```text
-//! agent ── posix_spawn ──> first stage: limits, namespaces to be joined before the fork
-//!                            └── clone3 (CLONE_PARENT) ──> child: the steps below, then exec
+//! agent ── posix_spawn, once ──> launcher: waits for work
+//!                                  └── clone3 ──> first stage: limits, namespaces to be joined before the fork
+//!                                                   └── clone3 ──> child: the steps below, then exec
 //! ```
 //!
-//! The fork comes after the re-execution, so that the child shares the first stage's non-dumpable memory: at no
-//! moment can a process of the container attach to it, read its memory or open its descriptors (C15). Its parent
-//! is the agent at once (CLONE_PARENT), which reaps it like any other.
+//! The forks come after the re-execution, so that the child has the launcher's non-dumpable memory: at no moment
+//! can a process of the container attach to it, read its memory or open its descriptors (C15). The parent of all
+//! three is the agent (CLONE_PARENT), which reaps them like any other.
 //!
 //! Each step is a function with its own error; the first that fails is reported by name and the child exits.
 //! Everything below the container's root is reached through descriptors, never by joining paths ([`root`]).
@@ -38,14 +39,9 @@ use super::seccomp::Filter;
 use error::StepError;
 use root::Root;
 
-/// `nacre-agent init`: the first stage of a new container.
-pub fn init_main() -> u8 {
-    stage::main()
-}
-
-/// `nacre-agent exec`: the first stage of a process in a running container.
-pub fn exec_main() -> u8 {
-    stage::main()
+/// `nacre-agent launcher`: forks the first stage of every container's init and exec, for as long as the agent wants.
+pub fn launcher_main() -> u8 {
+    stage::launcher()
 }
 
 /// Exit status of a child that failed before its program was to blame.

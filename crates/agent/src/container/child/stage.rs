@@ -1,4 +1,4 @@
-//! The first stage: takes the orders, prepares what a fork inherits, forks the child as a sibling, and exits.
+//! The launcher, and the first stage that it forks for each child: takes the orders, prepares what a fork inherits, forks the child as a sibling, and exits.
 
 use std::convert::Infallible;
 use std::fs::{self, File};
@@ -21,25 +21,47 @@ use crate::container::sys::task;
 const NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
 const NEWPID: u64 = libc::CLONE_NEWPID as u64;
 
-pub(super) fn main() -> u8 {
-    // First of all (C15): from here on nobody in a namespace of the container's may look into this process.
+/// The launcher's life.
+pub(super) fn launcher() -> u8 {
+    // First of all (C15): nobody in a namespace of the container's may look into this process or its forks.
     if set_dumpable_behavior(DumpableBehavior::NotDumpable).is_err() {
         return SETUP_FAILED;
     }
-    // Number 0 becomes the program's; the channel moves out of its way.
-    let Ok(channel) = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3) else { return SETUP_FAILED };
-    let failed = match run(&channel) {
-        Ok(status) => return status,
-        Err(error) => error,
-    };
-    fail(channel.as_fd(), "prepare", failed)
+    // Numbers 0 to 2 become the program's; the socket moves out of their way.
+    let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3) else { return SETUP_FAILED };
+    umask(rustix::fs::Mode::empty());
+    task::reset_signals();
+    let mut socket = Some(socket);
+    while let Some(agent) = &socket {
+        let channel = match channel::receive::<Command>(agent, None) {
+            Ok((Command::Converse, fds)) => fds.into_iter().next(),
+            Ok(_) => None,
+            // The agent is gone, or has no use for this process any more.
+            Err(ChannelError::Closed) => return 0,
+            // Not the agent's child at all: a container may execute this binary through /proc (C02).
+            Err(_) => return SETUP_FAILED,
+        };
+        let Some(channel) = channel else { continue };
+        let what = Fork { sibling: true, ..Fork::default() };
+        // Where there is no process to be had, closing the channel tells the agent.
+        let _ = fork(&what, || {
+            socket = None;
+            stage(&channel)
+        });
+    }
+    SETUP_FAILED
+}
+
+fn stage(channel: &OwnedFd) -> u8 {
+    match run(channel) {
+        Ok(status) => status,
+        Err(error) => fail(channel.as_fd(), "prepare", error),
+    }
 }
 
 fn run(channel: &OwnedFd) -> Result<u8, StepError> {
     let (orders, filter, fds) = receive_orders(channel)?;
     let Orders { task, process, stdio, personality, cgroups } = orders;
-    umask(rustix::fs::Mode::empty());
-    task::reset_signals();
     inherit(&process)?;
     let plan = match &task {
         Task::Init(init) => Some(&init.plan.namespaces),
