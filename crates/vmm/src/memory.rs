@@ -168,11 +168,11 @@ impl Memory {
         Ok(resident * PAGE as u64)
     }
 
-    /// Backs the huge pages that lie wholly in a range of low memory at once where it is touched: for ranges that
-    /// the guest is about to fill.
+    /// Backs each huge page that lies wholly in the range at once where it is touched: for ranges that the guest is
+    /// about to fill.
     pub fn expect_dense(&self, range: Range<u64>) {
         let start = range.start.next_multiple_of(HUGE_PAGE);
-        let end = range.end.min(self.size.low_bytes()) & !(HUGE_PAGE - 1);
+        let end = range.end & !(HUGE_PAGE - 1);
         if start < end && self.file.is_none() {
             self.advise(GuestAddress(start), end - start, libc::MADV_HUGEPAGE);
         }

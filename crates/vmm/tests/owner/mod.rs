@@ -1,6 +1,7 @@
 //! Plays the owner of a VMM process: starts it, hands descriptors over, asks, listens.
 
 #![allow(dead_code, reason = "each test uses the part that it needs")]
+#![allow(unreachable_pub, reason = "shared by tests and examples, which are crates of their own")]
 
 use std::fs::File;
 use std::io::{IoSlice, Read};
@@ -17,6 +18,7 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, recv, sendmsg, socketpair,
 };
 
+pub mod kernel;
 mod sys;
 
 /// A configuration and its descriptors.
@@ -131,7 +133,8 @@ impl Owner {
     /// The next message. None: the VMM closed its end.
     pub fn receive(&self) -> Option<FromVmm> {
         let mut bytes = vec![0; MAX_MESSAGE];
-        let count = recv(self.socket.as_ref().unwrap().as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap_or(0);
+        let count =
+            recv(self.socket.as_ref().unwrap().as_raw_fd(), &mut bytes, MsgFlags::empty()).unwrap_or(0);
         (count > 0).then(|| serde_json::from_slice(&bytes[..count]).unwrap())
     }
 

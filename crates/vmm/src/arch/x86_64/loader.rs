@@ -206,15 +206,21 @@ pub fn load_initramfs(memory: &Memory, kernel: Kernel, image: &[u8]) -> Result<I
     let too_large = || LoadError::InitramfsSize { size: bytes, kernel_end: kernel.end };
     let address = memory.size().low_bytes().checked_sub(bytes).map(|address| address & !(PAGE - 1));
     let address = address.filter(|address| *address >= kernel.end).ok_or_else(too_large)?;
-    // Right below it the kernel puts its table of pages (64 bytes for each), and fills it.
-    let table = memory.size().bytes() / PAGE * PAGE_STRUCT_BYTES;
-    memory.expect_dense(
-        address.saturating_sub(table + memory::HUGE_PAGE).max(kernel.end)..memory.size().low_bytes(),
-    );
+    memory.expect_dense(address..memory.size().low_bytes());
+    expect_page_table(memory, address);
     let place = memory.map().get_slice(GuestAddress(address), image.len()).map_err(LoadError::Place)?;
     copy(&place, image).map_err(LoadError::WriteInitramfs)?;
     // Below 3 GiB, as the kernel's end and the memory's are.
     Ok(Initramfs { address: address as u32, size: bytes as u32 })
+}
+
+/// The kernel takes memory from the top, below the initramfs, and the first thing that it takes and fills is its table of
+/// pages.
+fn expect_page_table(memory: &Memory, initramfs: u64) {
+    let size = memory.size();
+    let top = if size.high_bytes() > 0 { layout::HOLE_END + size.high_bytes() } else { initramfs };
+    let table = size.bytes() / PAGE * PAGE_STRUCT_BYTES + memory::HUGE_PAGE;
+    memory.expect_dense(top.saturating_sub(table)..top);
 }
 
 #[cfg(test)]
