@@ -41,7 +41,7 @@ pub(crate) struct RunArgs {
     /// Program instead of the image's entry point; empty: none
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// Run a small init as PID 1 that reaps processes and passes signals on
+    /// A small init as PID 1: not offered yet
     #[arg(long)]
     pub(crate) init: bool,
     /// Label of the container

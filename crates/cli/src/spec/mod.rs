@@ -11,7 +11,7 @@ mod seccomp;
 
 use std::path::PathBuf;
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::args::RunArgs;
 
@@ -71,6 +71,10 @@ pub(crate) fn build(args: &RunArgs, image: &ImageDefaults, who: &Identity<'_>) -
             args.network
         )));
     }
+    if args.init {
+        let reason = "--init is not offered yet: use an image with an init of its own, such as tini";
+        return Err(SpecError::NotOffered(reason.to_owned()));
+    }
     let caps = caps::resolve(&args.cap_add, &args.cap_drop, args.privileged)?;
     let security = SecurityOptions::parse(&args.security_opt)?;
     let args_line = command_line(args.entrypoint.as_deref(), &args.command, image)?;
@@ -105,10 +109,6 @@ pub(crate) fn build(args: &RunArgs, image: &ImageDefaults, who: &Identity<'_>) -
             linux["seccomp"] = profile;
         }
     }
-    let mut annotations = Map::new();
-    if args.init {
-        annotations.insert("dev.nacre.init".into(), "true".into());
-    }
     Ok(json!({
         "ociVersion": "1.2.0",
         "process": process,
@@ -116,7 +116,6 @@ pub(crate) fn build(args: &RunArgs, image: &ImageDefaults, who: &Identity<'_>) -
         "hostname": who.hostname,
         "mounts": mounts::build(args, image)?,
         "linux": linux,
-        "annotations": annotations,
     }))
 }
 
@@ -203,6 +202,11 @@ mod tests {
     #[test]
     fn other_networks_are_refused() {
         assert!(spec(&["--network", "bridge", "img"]).unwrap_err().to_string().contains("not offered"));
+    }
+
+    #[test]
+    fn init_is_refused_instead_of_forgotten() {
+        assert!(spec(&["--init", "img"]).unwrap_err().to_string().contains("not offered"));
     }
 
     #[test]
