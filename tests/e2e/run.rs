@@ -15,7 +15,11 @@ fn exit_status_passes_through() {
 
 #[test]
 fn process_ended_by_a_signal_gives_128_and_its_number() {
-    assert_eq!(TestSandbox::new().run(&["--init"], &["sh", "-c", "kill -9 $$"]).status, 137);
+    let sandbox = TestSandbox::new();
+    let id = sandbox.start(&[], &["sleep", "1000"]);
+    sandbox.nacre(&["kill", "-s", "KILL", &id]).ok();
+    assert_eq!(sandbox.nacre(&["wait", &id]).ok().text(), "137");
+    sandbox.nacre(&["rm", &id]).ok();
 }
 
 #[test]
