@@ -64,10 +64,12 @@ impl Credit {
         self.forwarded = self.forwarded.wrapping_add(len as u32);
     }
 
-    /// True where the guest should hear of freed space though no other packet goes to it: half of the buffer, so
-    /// that a sender neither stalls nor costs a packet for each of its own.
+    /// True where the guest should hear of freed space though no other packet goes to it: half of its window, so that a
+    /// sender neither stalls nor costs a packet for each of its own. Linux sends no more ahead than it would itself
+    /// take, whatever we offer, so the window is the smaller of both.
     pub(super) fn update_due(&self) -> bool {
-        self.forwarded.wrapping_sub(self.told) >= self.alloc / 2
+        let untold = self.forwarded.wrapping_sub(self.told);
+        untold > 0 && untold >= self.alloc.min(self.peer_alloc) / 2
     }
 
     /// `buf_alloc` and `fwd_cnt` for a header.
@@ -141,6 +143,22 @@ mod tests {
             taken = taken.wrapping_add(1 << 29);
             credit.note_peer(1 << 30, taken).unwrap();
             assert_eq!(credit.room(), 1 << 30);
+        }
+    }
+
+    #[test]
+    fn update_is_due_at_half_of_the_smaller_window() {
+        for (alloc, peer_alloc, half) in [(1000, 400, 200), (400, 1000, 200), (1000, 0, 1)] {
+            let mut credit = Credit::new(alloc);
+            credit.note_peer(peer_alloc, 0).unwrap();
+            credit.receive(half).unwrap();
+            assert!(!credit.update_due());
+            credit.forward(half as usize - 1);
+            assert!(!credit.update_due());
+            credit.forward(1);
+            assert!(credit.update_due());
+            credit.informed();
+            assert!(!credit.update_due());
         }
     }
 

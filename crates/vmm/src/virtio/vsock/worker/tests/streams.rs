@@ -109,6 +109,24 @@ fn slow_host_gets_every_byte_and_the_guest_its_credit_back() {
 }
 
 #[test]
+fn guest_with_a_small_window_of_its_own_never_stalls() {
+    let mut guest = Guest::with_buffers(16);
+    let (mut client, wire) = guest.stream();
+    let window = 64 * 1024;
+    let (mut sent, mut known) = (0u32, 0u32);
+    while sent < 4 << 20 {
+        let piece = (window - (sent - known)).min(16 * 1024);
+        assert!(piece > 0, "stalled at {sent}");
+        guest.send(Wire { buf_alloc: window, ..wire.op(RW) }, &vec![1; piece as usize]);
+        sent += piece;
+        while !read(&mut client).is_empty() {
+            guest.run();
+        }
+        known = guest.take().last().map_or(known, |packet| packet.fwd_cnt);
+    }
+}
+
+#[test]
 fn s27_guest_shutdown_after_bytes_ends_the_host_reader_after_all_bytes() {
     let mut guest = Guest::with_buffers(16);
     let (mut client, wire) = guest.stream();
