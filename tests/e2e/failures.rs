@@ -61,7 +61,7 @@ fn name_in_use_is_refused() {
 fn bad_limits_are_refused() {
     let sandbox = TestSandbox::new();
     assert_one_line(&sandbox.run(&["-m", "lots"], &["true"]), 125, "lots");
-    assert_one_line(&sandbox.run(&["--cpus", "-1"], &["true"]), 125, "cpus");
+    assert_one_line(&sandbox.run(&["--cpus=-1"], &["true"]), 125, "cpus");
     assert_one_line(&sandbox.run(&["-m", "100000g"], &["true"]), 125, "memory");
 }
 
