@@ -52,7 +52,10 @@ pub async fn run(agent: Arc<Agent>) -> Result<(), ServerError> {
     let guest = agent.guest.clone();
     tokio::task::spawn_blocking(move || {
         if let Err(error) = guest.launcher.warm_up(&guest) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot start the launcher ahead of its use");
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot start the launcher ahead of its use"
+            );
         }
     });
     serve(control, agent).await
