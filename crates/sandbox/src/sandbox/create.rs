@@ -107,7 +107,9 @@ impl Core {
         let requested = Instant::now();
         let sender = self.sender.clone();
         let container = self.container(&id.container)?;
-        let state = container.process(id)?.state.after(Move::Start)?;
+        let process = container.process(id)?;
+        let state = process.state.after(Move::Start)?;
+        process.streams.open_stdin()?;
         let machine = container.machine()?;
         let started = machine.agent().start(&id.into()).await;
         machine.explained(started).await?;

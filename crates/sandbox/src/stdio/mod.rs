@@ -8,6 +8,8 @@
 //! Opening order: the caller has its ends open before it asks for the process. An output FIFO is opened for reading
 //! too, so that the opening never waits and a caller that comes back (attach) finds it alive. A writer of the stdin
 //! FIFO is held open until CloseIO, so that a caller may leave and come back without the process seeing the end.
+//! The stdin FIFO is opened when the process starts, not before: until then a caller's copying waits, and it cannot
+//! come to its end, and ask for CloseIO, before it has the answer to Create that it needs for that.
 //!
 //! An exit is reported when both outputs have reached their end of file and the last byte is in the caller's hands;
 //! or, where nothing moves for [`STALL`], because a reader has stopped or a grandchild holds the stream open.
@@ -29,6 +31,7 @@ use std::time::Duration;
 use nacre_protocol::stream::Token;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub use copy::Progress;
@@ -106,7 +109,7 @@ struct Output {
 /// The caller's ends, open, with names for the guest's.
 pub struct Opened {
     terminal: bool,
-    stdin: Option<(AsyncFd<OwnedFd>, OwnedFd, Token)>,
+    stdin: Option<(PathBuf, Token)>,
     outputs: Vec<Output>,
     logger: Option<Logger>,
 }
@@ -114,22 +117,36 @@ pub struct Opened {
 /// Streams that run.
 #[derive(Debug, Default)]
 pub struct Streams {
-    /// Keeps the stdin FIFO from ending.
-    stdin_writer: Option<OwnedFd>,
-    stdin: Option<JoinHandle<()>>,
+    stdin: Option<Stdin>,
     outputs: Vec<JoinHandle<()>>,
     progress: Arc<Progress>,
     logger: Option<Logger>,
 }
 
-/// Opens the caller's ends.
+/// A process's stdin on the host's side.
+#[derive(Debug)]
+struct Stdin {
+    path: PathBuf,
+    task: JoinHandle<()>,
+    /// Hands the FIFO to the task, once.
+    reader: Option<oneshot::Sender<AsyncFd<OwnedFd>>>,
+    /// Keeps the FIFO from ending.
+    writer: Option<OwnedFd>,
+    /// The caller writes no more.
+    closed: bool,
+}
+
+/// Opens the caller's outputs, and checks its input.
 ///
 /// # Errors
 /// See [`StdioError`].
 pub async fn open(request: &StdioRequest, source: LogSource<'_>) -> Result<Opened, StdioError> {
     let stdin = match Target::parse(&request.stdin)? {
         Target::None => None,
-        Target::Fifo(path) => Some(open_stdin(&path)?),
+        Target::Fifo(path) => {
+            check_stdin(&path)?;
+            Some((path, new_token()?))
+        }
         _ => return Err(TargetError::Scheme(crate::text::harmless(&request.stdin, 256)).into()),
     };
     let mut opened = Opened { terminal: request.terminal, stdin, outputs: Vec::new(), logger: None };
@@ -153,16 +170,21 @@ fn new_token() -> Result<Token, StdioError> {
     guest_stream::new_token().map_err(StdioError::Token)
 }
 
-fn open_stdin(path: &Path) -> Result<(AsyncFd<OwnedFd>, OwnedFd, Token), StdioError> {
+fn check_stdin(path: &Path) -> Result<(), StdioError> {
     let failed = |source| StdioError::Open { path: path.to_owned(), stream: "stdin", source };
-    let flags = libc::O_NONBLOCK;
-    let reader = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
-    if !is_fifo(&reader).map_err(failed)? {
-        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is not a FIFO")));
+    match std::fs::metadata(path) {
+        Ok(found) if found.file_type().is_fifo() => Ok(()),
+        Ok(_) => Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "it is not a FIFO"))),
+        Err(error) => Err(failed(error)),
     }
-    let writer = File::options().write(true).custom_flags(flags).open(path).map_err(failed)?;
-    let reader = sys::watch(reader.into(), Interest::READABLE).map_err(failed)?;
-    Ok((reader, writer.into(), new_token()?))
+}
+
+/// Both ends of the FIFO, the reader's first: a writer that does not wait needs one.
+fn open_stdin(path: &Path) -> io::Result<(AsyncFd<OwnedFd>, OwnedFd)> {
+    let flags = libc::O_NONBLOCK;
+    let reader = File::options().read(true).custom_flags(flags).open(path)?;
+    let writer = File::options().write(true).custom_flags(flags).open(path)?;
+    Ok((sys::watch(reader.into(), Interest::READABLE)?, writer.into()))
 }
 
 fn open_sink(
@@ -223,7 +245,7 @@ impl Opened {
         let (columns, rows) = size.unwrap_or_default();
         Stdio {
             terminal: self.terminal,
-            stdin: self.stdin.as_ref().map(|(_, _, token)| token.0.to_vec()).unwrap_or_default(),
+            stdin: self.stdin.as_ref().map(|(_, token)| token.0.to_vec()).unwrap_or_default(),
             stdout: token("stdout"),
             stderr: token("stderr"),
             columns,
@@ -238,12 +260,13 @@ impl Opened {
         let mut streams = Streams::default();
         streams.progress.clone_from(&progress);
         streams.logger = self.logger;
-        if let Some((reader, writer, token)) = self.stdin {
-            streams.stdin_writer = Some(writer);
+        if let Some((path, token)) = self.stdin {
             let (dialer, terminal) = (dialer.clone(), self.terminal);
-            streams.stdin = Some(tokio::spawn(async move {
+            let (sender, reader) = oneshot::channel();
+            let task = tokio::spawn(async move {
                 log_failure("stdin", copy_stdin(&dialer, reader, token, terminal).await);
-            }));
+            });
+            streams.stdin = Some(Stdin { path, task, reader: Some(sender), writer: None, closed: false });
         }
         for output in self.outputs {
             let (dialer, progress) = (dialer.clone(), progress.clone());
@@ -268,11 +291,13 @@ fn log_failure(stream: &'static str, result: io::Result<()>) {
 
 async fn copy_stdin(
     dialer: &Dialer,
-    reader: AsyncFd<OwnedFd>,
+    reader: oneshot::Receiver<AsyncFd<OwnedFd>>,
     token: Token,
     terminal: bool,
 ) -> io::Result<()> {
+    // The agent waits for the stream when it makes the process; the caller's end comes when that starts.
     let guest = dialer.open(token, Interest::READABLE | Interest::WRITABLE).await?;
+    let Ok(reader) = reader.await else { return Ok(()) };
     let progress = Progress::default();
     tokio::select! {
         result = copy::splice_all(&reader, &guest, &progress) => result?,
@@ -309,9 +334,28 @@ async fn copy_output(dialer: &Dialer, output: Output, progress: &Progress) -> io
 }
 
 impl Streams {
+    /// Opens the caller's stdin, for a process that is about to start.
+    ///
+    /// # Errors
+    /// [`StdioError::Open`].
+    pub fn open_stdin(&mut self) -> Result<(), StdioError> {
+        let Some(stdin) = &mut self.stdin else { return Ok(()) };
+        let Some(sender) = stdin.reader.take() else { return Ok(()) };
+        let failed = |source| StdioError::Open { path: stdin.path.clone(), stream: "stdin", source };
+        let (reader, writer) = open_stdin(&stdin.path).map_err(failed)?;
+        // Where the caller has nothing to write, the FIFO has had its one writer here, and is at its end.
+        stdin.writer = (!stdin.closed).then_some(writer);
+        // The task is gone when the guest has closed the stream: then nobody reads.
+        let _ = sender.send(reader);
+        Ok(())
+    }
+
     /// The caller will write no more: the process sees the end when the FIFO is empty and has no other writer.
     pub fn close_stdin(&mut self) {
-        self.stdin_writer = None;
+        if let Some(stdin) = &mut self.stdin {
+            stdin.closed = true;
+            stdin.writer = None;
+        }
     }
 
     /// The part that has to be waited for before an exit is reported.
@@ -338,7 +382,7 @@ impl Streams {
     }
 
     fn abort(&mut self) {
-        for task in self.stdin.iter().chain(&self.outputs) {
+        for task in self.stdin.iter().map(|stdin| &stdin.task).chain(&self.outputs) {
             task.abort();
         }
     }

@@ -85,6 +85,7 @@ async fn stdin_ends_only_after_close_stdin() {
     let names = opened.for_agent(None);
     let mut streams = opened.connect(&dialer);
     let mut process = tokio::task::spawn_blocking(move || guest.stream(&names.stdin)).await.unwrap();
+    streams.open_stdin().unwrap();
     // A caller comes, writes and leaves; another comes back.
     for text in ["first ", "second"] {
         File::options().write(true).open(&stdin).unwrap().write_all(text.as_bytes()).unwrap();
@@ -103,6 +104,43 @@ async fn stdin_ends_only_after_close_stdin() {
         rest
     });
     assert_eq!(rest.await.unwrap(), b"");
+}
+
+#[tokio::test]
+async fn stdin_is_not_opened_before_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut guest, dialer) = Guest::new(dir.path());
+    let stdin = fifo(dir.path(), "in");
+    let opened =
+        open(&StdioRequest { stdin: stdin.clone(), ..StdioRequest::default() }, SOURCE).await.unwrap();
+    let names = opened.for_agent(None);
+    let mut streams = opened.connect(&dialer);
+    let _process = tokio::task::spawn_blocking(move || guest.stream(&names.stdin)).await.unwrap();
+    // A writer that does not wait is told that nobody reads.
+    let write = || File::options().write(true).custom_flags(libc::O_NONBLOCK).open(&stdin);
+    assert_eq!(write().unwrap_err().raw_os_error(), Some(libc::ENXIO));
+    streams.open_stdin().unwrap();
+    assert!(write().is_ok());
+}
+
+#[tokio::test]
+async fn stdin_closed_before_the_start_ends_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut guest, dialer) = Guest::new(dir.path());
+    let stdin = fifo(dir.path(), "in");
+    let opened = open(&StdioRequest { stdin, ..StdioRequest::default() }, SOURCE).await.unwrap();
+    let names = opened.for_agent(None);
+    let mut streams = opened.connect(&dialer);
+    let mut process = tokio::task::spawn_blocking(move || guest.stream(&names.stdin)).await.unwrap();
+    streams.close_stdin();
+    streams.open_stdin().unwrap();
+    let rest = tokio::task::spawn_blocking(move || {
+        let mut rest = Vec::new();
+        process.read_to_end(&mut rest).unwrap();
+        rest
+    });
+    let rest = tokio::time::timeout(Duration::from_secs(10), rest).await.expect("stdin never ends");
+    assert_eq!(rest.unwrap(), b"");
 }
 
 #[tokio::test]
