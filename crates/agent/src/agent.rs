@@ -51,21 +51,27 @@ impl Agent {
     }
 }
 
-/// How long the end of a container's processes is waited for when the guest ends.
+/// How long the end of all containers' processes, and then of writing back, is waited for when the guest ends.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 impl Agent {
     /// Ends every process of every container, writes back what is dirty, and lets [`serve`](crate::server::serve)
     /// return.
     pub(crate) async fn end(&self) {
-        for instance in self.table.all() {
+        let instances = self.table.all();
+        for instance in &instances {
             if let Err(error) = instance.container().cgroup().kill_all() {
                 let error: &dyn std::error::Error = &error;
                 tracing::warn!(error, "cannot kill a container's processes");
             }
-            // A process in an uninterruptible wait must not keep the guest.
-            let _ = timeout(END_TIMEOUT, instance.init().wait()).await;
         }
+        // A process in an uninterruptible wait must not keep the guest.
+        let all_ended = async {
+            for instance in &instances {
+                instance.init().wait().await;
+            }
+        };
+        let _ = timeout(END_TIMEOUT, all_ended).await;
         let _ = timeout(END_TIMEOUT, spawn_blocking(rustix::fs::sync)).await;
         self.leaving.notify_one();
     }

@@ -5,6 +5,7 @@ mod settings;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use nacre_protocol::ports::SHARES_DIR;
 use rustix::process::{Pid, getpid};
@@ -24,6 +25,9 @@ use mounts::MountError;
 /// Threads for calls that block; each container or exec that is being made or taken down holds one.
 const BLOCKING_THREADS: usize = 32;
 
+/// How long writing back may take before the machine restarts all the same.
+const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// A guest that does not come up, or whose server fails.
 #[derive(Debug, thiserror::Error)]
 pub enum InitError {
@@ -42,6 +46,9 @@ pub enum InitError {
     /// The runtime cannot be made.
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
+    /// The reaper cannot hear of ended children.
+    #[error("cannot watch for ended children")]
+    Reaper(#[source] std::io::Error),
     /// The server failed.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -85,13 +92,16 @@ fn serve(guest: Guest, started_us: u64) -> Result<(), InitError> {
         .build()
         .map_err(InitError::Runtime)?;
     let result = runtime.block_on(async {
-        tokio::spawn(reap_for_ever(Arc::clone(&guest.children)));
+        let reaper = reap_for_ever(Arc::clone(&guest.children));
         let agent = Arc::new(Agent::new(guest, Arc::new(Unclaimed::default()), started_us));
-        server::run(agent).await
+        tokio::select! {
+            served = server::run(agent) => served.map_err(InitError::from),
+            reaped = reaper => reaped.map_err(InitError::Reaper),
+        }
     });
     // A blocking call that hangs must not keep the guest.
     runtime.shutdown_background();
-    Ok(result?)
+    result
 }
 
 /// Ends every process and restarts the machine, which the VMM sees as the end of the guest (without ACPI there is
@@ -102,8 +112,21 @@ pub fn restart() {
     }
     // Every process but this one: what is left of containers, and children that were being made.
     let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), nix::sys::signal::Signal::SIGKILL);
-    rustix::fs::sync();
+    sync();
     if let Err(error) = reboot(RebootCommand::Restart) {
         tracing::error!(%error, "cannot restart the machine");
+    }
+}
+
+/// Writes back what is dirty. A disk or share whose host side is gone would block for ever, hence the thread.
+fn sync() {
+    let (sender, done) = std::sync::mpsc::channel();
+    let spawned = std::thread::Builder::new().spawn(move || {
+        rustix::fs::sync();
+        // The receiver may have given up.
+        let _ = sender.send(());
+    });
+    if spawned.is_ok() && done.recv_timeout(SYNC_TIMEOUT).is_err() {
+        tracing::error!("a file system cannot be written back");
     }
 }

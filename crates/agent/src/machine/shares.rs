@@ -3,7 +3,11 @@
 use std::io;
 use std::path::Path;
 
+use rustix::fs::statfs;
 use rustix::mount::{MountFlags, mount};
+
+/// `f_type` of FUSE file systems, virtio-fs among them (linux/magic.h).
+const FUSE_SUPER_MAGIC: u64 = 0x6573_5546;
 
 /// A share that cannot be mounted.
 #[derive(Debug, thiserror::Error)]
@@ -22,7 +26,8 @@ pub enum ShareError {
     },
 }
 
-/// Mounts the share at `target`, which it creates. Blocks while the host's file server does.
+/// Mounts the share at `target`, which it creates; where it is mounted already (a clone of a guest is greeted again),
+/// nothing changes. Blocks while the host's file server does.
 ///
 /// # Errors
 /// [`ShareError`].
@@ -34,6 +39,11 @@ pub fn mount_shares(tag: &str, target: &Path) -> Result<(), ShareError> {
     match std::fs::create_dir(target) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
         _ => {}
+    }
+    if statfs(target)
+        .is_ok_and(|found| u64::try_from(found.f_type).is_ok_and(|magic| magic == FUSE_SUPER_MAGIC))
+    {
+        return Ok(());
     }
     // Root file systems live in it, so set-uid files keep their meaning; device nodes of the host have none here.
     mount(tag, target, "virtiofs", MountFlags::NODEV, None).map_err(|error| failed(error.into()))

@@ -74,7 +74,8 @@ impl agent_ttrpc::Agent for Service {
     }
 
     async fn wait(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<WaitReply> {
-        self.answer("Wait", |agent| process::wait(agent, request)).await
+        // Changes nothing, so it ends with its caller.
+        process::wait(&self.0, request).await.map_err(ttrpc::Error::from)
     }
 
     async fn resize(&self, _: &TtrpcContext, request: ResizeRequest) -> ttrpc::Result<Empty> {
@@ -130,7 +131,7 @@ impl agent_ttrpc::Agent for Service {
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<EventReply> {
-        // The one method that must end with its caller: the event is for whoever still listens.
+        // Ends with its caller: the event is for whoever still listens.
         Ok(machine::next_event(&self.0).await)
     }
 

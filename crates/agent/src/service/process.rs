@@ -51,8 +51,8 @@ pub(super) async fn signal(agent: Arc<Agent>, request: SignalRequest) -> Result<
     Ok(Empty::new())
 }
 
-pub(super) async fn wait(agent: Arc<Agent>, request: ProcessRequest) -> Result<WaitReply, ServiceError> {
-    let process = find(&agent, &request.container_id, &request.exec_id)?;
+pub(super) async fn wait(agent: &Agent, request: ProcessRequest) -> Result<WaitReply, ServiceError> {
+    let process = find(agent, &request.container_id, &request.exec_id)?;
     Ok(wait_reply(process.wait().await))
 }
 

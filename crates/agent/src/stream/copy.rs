@@ -167,3 +167,43 @@ pub(super) async fn feed_terminal(socket: AsyncStream, master: Arc<AsyncStream>)
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    use rustix::pipe::{PipeFlags, pipe_with};
+
+    use super::*;
+
+    /// A pipe whose only writer has left, which the runtime has seen, and come back: containers can do that with a
+    /// handle (O_PATH) on the pipe. The runtime remembers the hang-up for ever, so waiting would spin.
+    async fn reopened_pipe() -> (AsyncStream, File) {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let path = format!("/proc/self/fd/{}", read.as_raw_fd());
+        let pipe = AsyncStream::new(read).unwrap();
+        drop(write);
+        while pipe.readable().await {
+            yield_now().await;
+        }
+        (pipe, File::options().write(true).open(path).unwrap())
+    }
+
+    #[tokio::test]
+    async fn pipe_that_a_writer_came_back_to_counts_as_ended_when_spliced() {
+        let (pipe, _writer) = reopened_pipe().await;
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let socket = AsyncStream::new(socket.into()).unwrap();
+        let end = timeout(Duration::from_secs(10), splice_all(&pipe, &socket)).await;
+        assert_eq!(end, Ok(End::Drained));
+    }
+
+    #[tokio::test]
+    async fn pipe_that_a_writer_came_back_to_counts_as_ended_when_read() {
+        let (pipe, _writer) = reopened_pipe().await;
+        let read = timeout(Duration::from_secs(10), pipe.read(&mut [0; 8])).await;
+        assert!(matches!(read, Ok(Ok(0))), "{read:?}");
+    }
+}

@@ -5,6 +5,7 @@
 #[path = "../container/fixture.rs"]
 #[allow(dead_code, unreachable_pub, reason = "shared with the tests of containers")]
 mod fixture;
+#[allow(unreachable_pub, reason = "a module of this test alone")]
 mod host;
 
 mod hostile;
