@@ -1,5 +1,7 @@
 //! The jail as a host sees it (B2): looked at from outside while the guest runs. Needs root, as its maker does.
 
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;

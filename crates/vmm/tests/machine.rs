@@ -2,6 +2,8 @@
 //!
 //! A software back-end runs these as well; nothing here boots a kernel.
 
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
+
 use std::fs::File;
 use std::path::Path;
 

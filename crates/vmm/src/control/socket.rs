@@ -32,6 +32,9 @@ pub enum ControlError {
     TooLong,
 }
 
+/// The bytes of a message and the descriptors that came with it.
+type Packet = (Vec<u8>, Vec<OwnedFd>);
+
 /// The VMM's end of the control socket.
 #[derive(Debug)]
 pub struct Socket(OwnedFd);
@@ -52,7 +55,7 @@ impl Socket {
     ///
     /// # Errors
     /// [`ControlError`].
-    pub fn receive(&self) -> Result<Option<(Vec<u8>, Vec<OwnedFd>)>, ControlError> {
+    pub fn receive(&self) -> Result<Option<Packet>, ControlError> {
         let mut bytes = vec![0; MAX_MESSAGE];
         let mut control = cmsg_space!([std::os::fd::RawFd; MAX_FDS]);
         let (count, truncated, fds) = loop {

@@ -1,6 +1,7 @@
 //! Plays the owner of a VMM process: starts it, hands descriptors over, asks, listens.
 
 #![allow(dead_code, reason = "each test uses the part that it needs")]
+#![allow(clippy::unwrap_used, reason = "a test's helper fails the test")]
 #![allow(unreachable_pub, reason = "shared by tests and examples, which are crates of their own")]
 
 use std::fs::File;

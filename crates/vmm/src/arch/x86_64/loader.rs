@@ -153,7 +153,7 @@ fn check_headers(image: &[u8]) -> Result<Range<u64>, LoadError> {
         .and_then(|start| image.get(start..start.checked_add(count * PROGRAM_HEADER)?))
         .ok_or(LoadError::Header("program headers lie outside the file"))?;
     let mut loaded = 0u64;
-    let mut range = u64::MAX..0;
+    let (mut lowest, mut highest) = (u64::MAX, 0);
     for header in table.chunks_exact(PROGRAM_HEADER) {
         let (kind, offset) = (field32(header, 0), field64(header, 8));
         let (address, in_file, in_memory) = (field64(header, 24), field64(header, 32), field64(header, 40));
@@ -172,14 +172,14 @@ fn check_headers(image: &[u8]) -> Result<Range<u64>, LoadError> {
             let Some(end) = end.filter(|_| address >= layout::HIGH_MEMORY) else {
                 return Err(LoadError::Header("a segment lies outside low extended memory"));
             };
-            range = range.start.min(address)..range.end.max(end);
+            (lowest, highest) = (lowest.min(address), highest.max(end));
         }
     }
     // Each byte of the file is loaded once at most: no header can multiply the work.
     if loaded == 0 || loaded > size {
         return Err(LoadError::Header("segments overlap in the file"));
     }
-    Ok(range)
+    Ok(lowest..highest)
 }
 
 fn field16(bytes: &[u8], at: usize) -> u16 {

@@ -47,7 +47,7 @@ fn devices_list_holds_every_other_list() {
     let devices: Vec<_> = lists::of(ThreadKind::Devices).iter().flat_map(|list| list.iter()).collect();
     for kind in ThreadKind::ALL {
         for allowed in lists::of(kind).iter().flat_map(|list| list.iter()) {
-            assert!(devices.iter().any(|other| *other == allowed), "{kind:?} {allowed:?}");
+            assert!(devices.contains(&allowed), "{kind:?} {allowed:?}");
         }
     }
 }

@@ -27,10 +27,13 @@ const STATUS: u64 = 0x70;
 const DESCRIPTORS: u64 = 0x80;
 const GENERATION: u64 = 0xfc;
 
+/// Size and descriptor table of a queue, where it was ready.
+type Shape = Option<(u16, u64)>;
+
 /// What the device saw.
 #[derive(Default)]
 struct Seen {
-    activations: Vec<(u64, Vec<Option<(u16, u64)>>)>,
+    activations: Vec<(u64, Vec<Shape>)>,
     resets: usize,
     interrupt: Option<Interrupt>,
     kicks: Vec<EventFd>,

@@ -15,8 +15,8 @@ fn image(change: impl FnOnce(&mut Vec<u8>)) -> Vec<u8> {
     put(&mut image, 32, &64u64.to_le_bytes());
     put(&mut image, 54, &56u16.to_le_bytes());
     put(&mut image, 56, &2u16.to_le_bytes());
-    program_header(&mut image, 0, 1, 0x1000, ENTRY, 0x1000, 0x3000);
-    program_header(&mut image, 1, 4, 0x800, 0, 20, 20);
+    program_header(&mut image, 0, 1, [0x1000, ENTRY, 0x1000, 0x3000]);
+    program_header(&mut image, 1, 4, [0x800, 0, 20, 20]);
     put(&mut image, 0x800, &4u32.to_le_bytes());
     put(&mut image, 0x804, &4u32.to_le_bytes());
     put(&mut image, 0x808, &18u32.to_le_bytes());
@@ -31,19 +31,12 @@ fn put(image: &mut [u8], at: usize, bytes: &[u8]) {
     image[at..at + bytes.len()].copy_from_slice(bytes);
 }
 
-fn program_header(
-    image: &mut [u8],
-    index: usize,
-    kind: u32,
-    offset: u64,
-    address: u64,
-    file: u64,
-    memory: u64,
-) {
+/// Writes a program header; the fields are offset, address, bytes in the file, bytes in memory.
+fn program_header(image: &mut [u8], index: usize, kind: u32, fields: [u64; 4]) {
     let at = 64 + index * 56;
     put(image, at, &kind.to_le_bytes());
-    for (field, value) in [(8, offset), (24, address), (32, file), (40, memory)] {
-        put(image, at + field, &value.to_le_bytes());
+    for (place, value) in [8, 24, 32, 40].into_iter().zip(fields) {
+        put(image, at + place, &value.to_le_bytes());
     }
 }
 
@@ -83,8 +76,8 @@ fn v26_too_many_headers_are_refused() {
 fn v26_segment_that_is_loaded_twice_is_refused() {
     let spoiled = image(|image| {
         put(image, 56, &3u16.to_le_bytes());
-        program_header(image, 0, 1, 0, ENTRY, 0x2000, 0x2000);
-        program_header(image, 2, 1, 0, ENTRY, 0x2000, 0x2000);
+        program_header(image, 0, 1, [0, ENTRY, 0x2000, 0x2000]);
+        program_header(image, 2, 1, [0, ENTRY, 0x2000, 0x2000]);
     });
     assert!(matches!(load(&spoiled), Err(LoadError::Header(_))));
 }
@@ -99,14 +92,14 @@ fn v26_segments_outside_the_file_or_memory_are_refused() {
         (0x1000, ENTRY, 0x1000, u64::MAX),
         (0x1000, layout::HOLE_START - 1, 0x1000, 0x1000),
     ] {
-        let spoiled = image(|image| program_header(image, 0, 1, offset, address, file, memory));
+        let spoiled = image(|image| program_header(image, 0, 1, [offset, address, file, memory]));
         assert!(load(&spoiled).is_err(), "{offset:#x} {address:#x} {file:#x} {memory:#x}");
     }
 }
 
 #[test]
 fn kernel_beyond_a_small_guest_is_refused() {
-    let spoiled = image(|image| program_header(image, 0, 1, 0x1000, 64 << 20, 0x1000, 0x1000));
+    let spoiled = image(|image| program_header(image, 0, 1, [0x1000, 64 << 20, 0x1000, 0x1000]));
     assert!(matches!(load(&spoiled), Err(LoadError::Kernel(_))));
 }
 
@@ -116,7 +109,7 @@ fn initramfs_lies_at_the_top_of_low_memory() {
     let kernel = Kernel { entry: ENTRY, end: ENTRY + 0x3000 };
     let place = load_initramfs(&memory, kernel, &[7; 5000]).unwrap();
     assert_eq!(place, Initramfs { address: (48 << 20) - 0x2000, size: 5000 });
-    assert_eq!(memory.map().read_obj::<u8>(GuestAddress(place.address + 4999)).unwrap(), 7);
+    assert_eq!(memory.map().read_obj::<u8>(GuestAddress(u64::from(place.address) + 4999)).unwrap(), 7);
 }
 
 #[test]
