@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! /run/nacre/                       0700
-//!   s/<hash>                        sockets of the shims' Task API (module of the shim)
+//!   s/<hash>, s/<hash>.shim         sockets of the shims' Task API, and who serves each (module of the shim)
 //!   jail/<uid>                      user ids in use
 //!   <namespace>/<id>/               0700, while the sandbox lives
 //!     state.json                    the record
@@ -263,7 +263,7 @@ impl ProcessRef {
     }
 
     /// Kills it and waits until it is gone; never itself.
-    fn kill(&self) {
+    pub fn kill(&self) {
         let Some(pidfd) = self.open().filter(|_| self.pid != std::process::id()) else { return };
         if pidfd_send_signal(&pidfd, Signal::KILL).is_ok() {
             let timeout = Timespec { tv_sec: KILL_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };

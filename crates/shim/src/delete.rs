@@ -21,7 +21,8 @@ pub(crate) fn delete(args: &Args) -> Result<()> {
     let (namespace, id) = (args.namespace()?, args.id()?);
     let run_dir = record::run_dir()?;
     let record = record::clean_up(&run_dir, &namespace, &id)?;
-    let _ = fs::remove_file(socket::path(&run_dir, &namespace, &id));
+    // A shim that was never asked for a container has no record.
+    socket::end_owner(&socket::path(&run_dir, &namespace, &id));
 
     let bundle = match &args.bundle {
         Some(bundle) => bundle.clone(),

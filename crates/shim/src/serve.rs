@@ -17,6 +17,7 @@ use tracing::{info, warn};
 
 use crate::publisher::Publisher;
 use crate::service;
+use crate::socket;
 use crate::start::Server;
 
 /// A shim that nobody asks for a container ends: its caller died between start and Create.
@@ -30,10 +31,13 @@ pub(crate) fn serve(server: Server, listener: StdUnixListener) -> Result<()> {
     // One thread: it mostly waits, and memory counts for every container.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot make a runtime")?;
-    let socket = server.socket.clone();
+    let path = server.socket.clone();
+    if let Err(error) = socket::own(&path) {
+        warn!(error = &error as &dyn std::error::Error, "delete will not find this shim");
+    }
     let result = runtime.block_on(run(server, listener));
-    let _ = std::fs::remove_file(&socket);
-    remove_if_empty(socket.parent());
+    socket::remove(&path);
+    remove_if_empty(path.parent());
     result
 }
 

@@ -1,11 +1,13 @@
 //! The socket of the Task API: a path of a fixed length in a directory of our own, never an abstract name (H01).
 
-use std::io::{self, ErrorKind};
+use std::fs::File;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::id::ContainerId;
-use nacre_sandbox::record::{RecordError, private_dir};
+use nacre_sandbox::record::{ProcessRef, RecordError, private_dir};
 use rustix::fs::Mode;
 use sha2::{Digest, Sha256};
 
@@ -28,6 +30,38 @@ pub(crate) fn path(run_dir: &Path, namespace: &ContainerId, id: &ContainerId) ->
     let hash = Sha256::digest(format!("{namespace}/{id}"));
     let name: String = hash.iter().take(NAME_BYTES).map(|byte| format!("{byte:02x}")).collect();
     run_dir.join("s").join(name)
+}
+
+/// The file beside a socket that tells which process serves it.
+fn owner_file(socket: &Path) -> PathBuf {
+    socket.with_extension("shim")
+}
+
+/// Notes that this process serves the socket.
+pub(crate) fn own(socket: &Path) -> io::Result<()> {
+    let text = serde_json::to_vec(&ProcessRef::own())?;
+    File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(owner_file(socket))?
+        .write_all(&text)
+}
+
+/// Removes the socket and the note of who serves it.
+pub(crate) fn remove(socket: &Path) {
+    let _ = std::fs::remove_file(socket);
+    let _ = std::fs::remove_file(owner_file(socket));
+}
+
+/// Ends the process that serves the socket, if there still is one, and removes both.
+pub(crate) fn end_owner(socket: &Path) {
+    let noted = std::fs::read(owner_file(socket)).ok();
+    if let Some(owner) = noted.and_then(|text| serde_json::from_slice::<ProcessRef>(&text).ok()) {
+        owner.kill();
+    }
+    remove(socket);
 }
 
 /// Binds the socket; one that a dead shim left is replaced.

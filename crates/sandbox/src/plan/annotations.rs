@@ -16,9 +16,6 @@ pub const PREFIX: &str = "dev.nacre.";
 /// `quiet`, `info` or `debug`: how much the guest kernel prints.
 pub const KERNEL_LOG: &str = "dev.nacre.kernel-log";
 
-/// `true` or `false`: the agent runs a small init in the container. Read by the agent; checked here.
-pub const INIT: &str = "dev.nacre.init";
-
 /// What annotations may choose.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Options {
@@ -51,8 +48,6 @@ pub fn parse(annotations: &BTreeMap<String, String>) -> Result<Options, Annotati
     for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
         match key.as_str() {
             KERNEL_LOG => options.kernel_log = kernel_log(value)?,
-            INIT if matches!(value.as_str(), "true" | "false") => {}
-            INIT => return Err(AnnotationError::BadValue { key: INIT, value: harmless(value, 64) }),
             _ => return Err(AnnotationError::Unknown(harmless(key, 128))),
         }
     }
@@ -107,7 +102,7 @@ mod tests {
         #[test]
         fn h02_any_other_key_of_ours_is_refused(rest in "[ -~]{0,40}", value in "[ -~]{0,40}") {
             let key = format!("{PREFIX}{rest}");
-            prop_assume!(key != KERNEL_LOG && key != INIT);
+            prop_assume!(key != KERNEL_LOG);
             prop_assert!(parse(&one(&key, &value)).is_err());
         }
     }
