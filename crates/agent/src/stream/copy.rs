@@ -1,4 +1,7 @@
 //! Copying between a stream connection and a process's pipe or pseudo terminal.
+//!
+//! Every loop yields once a round: neither waiting for readiness nor writing does so where both sides are fast, and
+//! all streams share one thread with the server.
 
 use std::io;
 use std::sync::Arc;
@@ -55,6 +58,7 @@ pub(super) async fn drain_terminal(master: Arc<AsyncStream>, socket: Option<Asyn
         {
             open = None;
         }
+        yield_now().await;
     }
     drop(buffer);
     if let Some(socket) = open {
@@ -139,6 +143,7 @@ pub(super) async fn feed_pipe(socket: AsyncStream, pipe: AsyncStream, close: Arc
         if pipe.write_all(buffer.get(..length).unwrap_or_default()).await.is_err() {
             return;
         }
+        yield_now().await;
     }
 }
 
@@ -165,6 +170,7 @@ pub(super) async fn feed_terminal(socket: AsyncStream, master: Arc<AsyncStream>)
         if master.write_all(buffer.get(..length).unwrap_or_default()).await.is_err() {
             return;
         }
+        yield_now().await;
     }
 }
 

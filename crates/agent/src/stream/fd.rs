@@ -9,6 +9,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::net::{Shutdown, shutdown};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::task::yield_now;
 
 use crate::sys;
 
@@ -108,7 +109,9 @@ impl AsyncStream {
     /// Waits until the peer sends no more; what it sends is dropped.
     pub(super) async fn peer_done(&self) {
         let mut rest = [0; 64];
-        while self.read(&mut rest).await.is_ok_and(|length| length > 0) {}
+        while self.read(&mut rest).await.is_ok_and(|length| length > 0) {
+            yield_now().await;
+        }
     }
 
     /// What poll(2) says now.
