@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nacre_agent::container::{ChildStdio, CreateInput, Guest, RootfsSource, create};
+use nacre_agent::container::{ChildStdio, CreateInput, Guest, RootfsSource, create, warm_up};
 use nacre_agent::process::{Children, reap_for_ever};
 use rustix::fs::{Mode, OFlags, open};
 
@@ -40,6 +40,9 @@ fn main() -> Result<()> {
         launcher: Arc::default(),
     };
     let spec_json = std::fs::read(bundle.join("config.json"))?;
+    let begun = Instant::now();
+    warm_up(&guest)?;
+    println!("warm_up_us {}", begun.elapsed().as_micros());
     println!("create_us rootfs_us start_us total_us");
     for number in 0..count {
         run(&guest, spec_json.clone(), number)?;

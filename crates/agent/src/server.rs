@@ -48,16 +48,6 @@ pub async fn run(agent: Arc<Agent>) -> Result<(), ServerError> {
     let host = VsockAddr::new(HOST_CID, CONTROL_PORT);
     let control = VsockStream::connect(host).await.map_err(ServerError::Connect)?;
     agent.ready();
-    // While the host is at its first request.
-    let guest = agent.guest.clone();
-    tokio::task::spawn_blocking(move || {
-        if let Err(error) = guest.launcher.warm_up(&guest) {
-            tracing::warn!(
-                error = &error as &dyn std::error::Error,
-                "cannot start the launcher ahead of its use"
-            );
-        }
-    });
     serve(control, agent).await
 }
 

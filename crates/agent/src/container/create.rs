@@ -12,13 +12,22 @@ use rustix::fs::{
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Gid, Uid};
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::container::{Container, Undo};
 use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
 use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};
 use super::sys::mount::{MountAttr, mount_setattr};
 use super::{ChildStdio, CreateError, CreateInput, CreatedContainer, Guest, rootfs};
+
+/// Does ahead of the first container what only the first one would pay for.
+///
+/// # Errors
+/// [`CreateError`]; creation works all the same where it can.
+pub fn warm_up(guest: &Guest) -> Result<(), CreateError> {
+    guest.launcher.warm_up(guest)?;
+    Ok(cgroup::warm_up(&guest.cgroup_root)?)
+}
 
 /// Makes a container up to, not including, the exec of its program.
 ///

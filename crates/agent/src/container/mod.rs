@@ -5,7 +5,8 @@
 //! streams or RPC: those are [`crate::process`], [`crate::stream`] and [`crate::service`].
 //!
 //! ```text
-//! service -> create()       child made, set up, waits before exec     (blocking; runs on a blocking thread)
+//! service -> warm_up()      once, ahead of the first container      (blocking)
+//!         -> create()       child made, set up, waits before exec     (blocking; runs on a blocking thread)
 //!         -> Starter::start child told to exec; Ok, or why exec failed (blocking)
 //!         -> create_exec()  the same for a further process
 //!         -> Container::remove  mounts and cgroup taken down, all processes have ended
@@ -56,7 +57,7 @@ pub use cgroup::{Cgroup, CgroupError, InvalidResources};
 pub use channel::ChannelError;
 pub use child::launcher_main;
 pub use container::{Container, RemoveError};
-pub use create::create;
+pub use create::{create, warm_up};
 pub use error::CreateError;
 pub use exec::create_exec;
 pub use launch::Launcher;

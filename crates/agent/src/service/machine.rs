@@ -9,6 +9,7 @@ use tokio::task::spawn_blocking;
 
 use super::error::ServiceError;
 use crate::agent::Agent;
+use crate::container;
 use crate::log::{self, Level};
 use crate::machine::network::{self, NetworkConfig};
 use crate::machine::{self, Facts, Identity};
@@ -24,6 +25,13 @@ pub(super) async fn hello(agent: Arc<Agent>, request: HelloRequest) -> Result<He
     }
     let (init_started_us, ready_us) = agent.boot_times_us();
     let Facts { kernel_release, memory_total_bytes, cpus_online } = Facts::gather();
+    // While the host prepares its first container; creation does without what fails here, and then says why.
+    let guest = agent.guest.clone();
+    spawn_blocking(move || {
+        if let Err(error) = container::warm_up(&guest) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot prepare for containers");
+        }
+    });
     Ok(HelloReply {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release,

@@ -13,10 +13,13 @@
 //! no rule left                    -> deny
 //! ```
 
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::resources::InvalidResources;
-use crate::container::sys::bpf::Insn;
+use crate::container::sys::bpf::{Insn, load_device_program};
 
 const MAX_RULES: usize = 1024;
 
@@ -103,6 +106,8 @@ fn rule(oci: &LinuxDeviceCgroup) -> Result<Rule, InvalidResources> {
 const LOAD_WORD: u8 = 0x61;
 const MOV64_IMMEDIATE: u8 = 0xb7;
 const MOV64_REGISTER: u8 = 0xbf;
+const XOR64_IMMEDIATE: u8 = 0xa7;
+const OR64_REGISTER: u8 = 0x4f;
 const AND32_IMMEDIATE: u8 = 0x54;
 const RSH32_IMMEDIATE: u8 = 0x74;
 const JEQ_IMMEDIATE: u8 = 0x15;
@@ -116,9 +121,29 @@ const TYPE: u8 = 2;
 const PENDING: u8 = 3;
 const MAJOR: u8 = 4;
 const MINOR: u8 = 5;
+const DIFFERENCE: u8 = 6;
+const FIELD: u8 = 7;
 
-/// The program for some rules and the defaults.
-pub(super) fn program(rules: &[Rule]) -> Vec<Insn> {
+/// The program for some rules and the defaults, loaded. Containers with the same rules share it: loading costs more
+/// than all else that is done for a cgroup.
+///
+/// # Errors
+/// Those of bpf(2).
+pub(super) fn load(rules: &[Rule]) -> rustix::io::Result<Arc<OwnedFd>> {
+    static LAST: Mutex<Option<(Vec<Insn>, Arc<OwnedFd>)>> = Mutex::new(None);
+    let program = program(rules);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((loaded, fd)) = last.as_ref()
+        && *loaded == program
+    {
+        return Ok(Arc::clone(fd));
+    }
+    let fd = Arc::new(load_device_program(&program)?);
+    *last = Some((program, Arc::clone(&fd)));
+    Ok(fd)
+}
+
+fn program(rules: &[Rule]) -> Vec<Insn> {
     // struct bpf_cgroup_dev_ctx: access_type (access << 16 | type), major, minor.
     let mut program = vec![
         insn(LOAD_WORD, TYPE | (CONTEXT << 4), 0, 0),
@@ -137,8 +162,9 @@ pub(super) fn program(rules: &[Rule]) -> Vec<Insn> {
     });
     for rule in defaults.rev().chain(rules.iter().rev().copied()) {
         // Nothing before it matters, and the verifier refuses instructions that are never reached.
-        if rule.is_everything() && !rule.allow {
-            break;
+        if rule.is_everything() {
+            program.extend(finish(i32::from(rule.allow)));
+            return program;
         }
         add_rule(&mut program, &rule);
     }
@@ -146,28 +172,48 @@ pub(super) fn program(rules: &[Rule]) -> Vec<Insn> {
     program
 }
 
+/// One rule: zero is what the differences of all fields that it names amount to where it matches.
+///
+/// One branch a rule, on a register that nothing reads later, so that the verifier need not follow what is known of
+/// each field on each way through; a rule on all accesses decides at once.
 fn add_rule(program: &mut Vec<Insn>, rule: &Rule) {
-    let tests = [
+    let fields = [
         rule.kind.map(|kind| (TYPE, kind as u32)),
         rule.major.map(|major| (MAJOR, major)),
         rule.minor.map(|minor| (MINOR, minor)),
     ];
-    let access = i32::from(rule.access);
-    let body = if rule.allow {
-        let take = insn(AND32_IMMEDIATE, PENDING, 0, !access);
-        [vec![take, insn(JNE_IMMEDIATE, PENDING, 2, 0)], finish(1).to_vec()].concat()
-    } else {
-        let copy = insn(MOV64_REGISTER, RESULT | (PENDING << 4), 0, 0);
-        let mask = insn(AND32_IMMEDIATE, RESULT, 0, access);
-        [vec![copy, mask, insn(JEQ_IMMEDIATE, RESULT, 2, 0)], finish(0).to_vec()].concat()
-    };
-    let tests: Vec<_> = tests.into_iter().flatten().collect();
-    for (at, &(register, value)) in tests.iter().enumerate() {
-        // To the next rule: over the tests that are left and the body, five instructions at most.
-        let over = tests.len() - at - 1 + body.len();
-        program.push(insn(JNE_IMMEDIATE, register, over as i16, value as i32));
+    let mut is_first = true;
+    for (register, value) in fields.into_iter().flatten() {
+        let into = if is_first { DIFFERENCE } else { FIELD };
+        program.push(insn(MOV64_REGISTER, into | (register << 4), 0, 0));
+        program.push(insn(XOR64_IMMEDIATE, into, 0, value as i32));
+        if !is_first {
+            program.push(insn(OR64_REGISTER, DIFFERENCE | (FIELD << 4), 0, 0));
+        }
+        is_first = false;
+    }
+    let body = verdict(rule);
+    if !is_first {
+        program.push(insn(JNE_IMMEDIATE, DIFFERENCE, body.len() as i16, 0));
     }
     program.extend(body);
+}
+
+/// What a matching rule does: five instructions at most, the last of which the next rule follows.
+fn verdict(rule: &Rule) -> Vec<Insn> {
+    let access = i32::from(rule.access);
+    match (rule.access, rule.allow) {
+        (ALL, allow) => finish(i32::from(allow)).to_vec(),
+        (_, true) => {
+            let take = insn(AND32_IMMEDIATE, PENDING, 0, !access);
+            [vec![take, insn(JNE_IMMEDIATE, PENDING, 2, 0)], finish(1).to_vec()].concat()
+        }
+        (_, false) => {
+            let copy = insn(MOV64_REGISTER, RESULT | (PENDING << 4), 0, 0);
+            let mask = insn(AND32_IMMEDIATE, RESULT, 0, access);
+            [vec![copy, mask, insn(JEQ_IMMEDIATE, RESULT, 2, 0)], finish(0).to_vec()].concat()
+        }
+    }
 }
 
 fn finish(result: i32) -> [Insn; 2] {
@@ -216,6 +262,14 @@ mod tests {
                 }
                 MOV64_REGISTER => {
                     registers[to] = registers[from];
+                    false
+                }
+                XOR64_IMMEDIATE => {
+                    registers[to] ^= insn.immediate as i64 as u64;
+                    false
+                }
+                OR64_REGISTER => {
+                    registers[to] |= registers[from];
                     false
                 }
                 AND32_IMMEDIATE => {

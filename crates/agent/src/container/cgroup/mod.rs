@@ -17,7 +17,7 @@ mod stats;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nacre_protocol::rpc::agent::StatsReply;
@@ -118,7 +118,7 @@ pub struct Cgroup {
     name: String,
     dir: OwnedFd,
     /// The attached device program.
-    devices: Mutex<Option<OwnedFd>>,
+    devices: Mutex<Option<Arc<OwnedFd>>>,
 }
 
 impl Cgroup {
@@ -127,9 +127,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError`]; nothing is left then.
     pub(crate) fn create(root: &Path, name: &str, resources: &Resources) -> Result<Self, CgroupError> {
-        let root = openat(CWD, root, dir_flags(), Mode::empty()).map_err(file_error("open", "root"))?;
-        ensure_dir(&root, PARENT)?;
-        let parent = openat(&root, PARENT, dir_flags(), Mode::empty()).map_err(file_error("open", PARENT))?;
+        let parent = open_parent(root)?;
         enable_controllers(&parent, resources)?;
         mkdirat(&parent, name, Mode::from_raw_mode(0o755)).map_err(file_error("make", name))?;
         let dir = match openat(&parent, name, dir_flags(), Mode::empty()) {
@@ -153,7 +151,7 @@ impl Cgroup {
     /// # Errors
     /// [`CgroupError::Devices`].
     pub(crate) fn restrict_devices(&self, resources: &Resources) -> Result<(), CgroupError> {
-        self.set_devices(&devices::program(&resources.devices))
+        self.set_devices(&resources.devices)
     }
 
     /// The directory, for CLONE_INTO_CGROUP.
@@ -205,7 +203,7 @@ impl Cgroup {
         if resources.devices.is_empty() {
             return Ok(());
         }
-        self.set_devices(&devices::program(&resources.devices))
+        self.set_devices(&resources.devices)
     }
 
     /// SIGKILL for every process, those being forked included.
@@ -358,12 +356,12 @@ impl Cgroup {
     }
 
     /// Puts the new program there before the old one goes, so that no moment is without one.
-    fn set_devices(&self, program: &[bpf::Insn]) -> Result<(), CgroupError> {
-        let new = bpf::load_device_program(program).map_err(CgroupError::Devices)?;
+    fn set_devices(&self, rules: &[devices::Rule]) -> Result<(), CgroupError> {
+        let new = devices::load(rules).map_err(CgroupError::Devices)?;
         let mut attached = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        bpf::attach_device_program(&self.dir, &new).map_err(CgroupError::Devices)?;
+        bpf::attach_device_program(&self.dir, &*new).map_err(CgroupError::Devices)?;
         if let Some(old) = attached.replace(new) {
-            bpf::detach_device_program(&self.dir, &old).map_err(CgroupError::Devices)?;
+            bpf::detach_device_program(&self.dir, &*old).map_err(CgroupError::Devices)?;
         }
         Ok(())
     }
@@ -405,6 +403,28 @@ impl Cgroup {
             }
         }
     }
+}
+
+/// Makes the directory of all containers with its controllers, makes and removes a cgroup in it, and has a device
+/// program compiled: each is the kernel's first use of whole subsystems, and together they take as long as the rest of
+/// a creation.
+///
+/// # Errors
+/// [`CgroupError`].
+pub(crate) fn warm_up(root: &Path) -> Result<(), CgroupError> {
+    /// No container's name: those begin with a letter or digit.
+    const TRIAL: &str = ".trial";
+    let parent = open_parent(root)?;
+    enable_controllers(&parent, &Resources::default())?;
+    ensure_dir(&parent, TRIAL)?;
+    remove_dir(&parent, TRIAL)?;
+    devices::load(&[]).map(|_| ()).map_err(CgroupError::Devices)
+}
+
+fn open_parent(root: &Path) -> Result<OwnedFd, CgroupError> {
+    let root = openat(CWD, root, dir_flags(), Mode::empty()).map_err(file_error("open", "root"))?;
+    ensure_dir(&root, PARENT)?;
+    openat(&root, PARENT, dir_flags(), Mode::empty()).map_err(file_error("open", PARENT))
 }
 
 fn dir_flags() -> OFlags {
