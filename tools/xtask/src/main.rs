@@ -6,7 +6,7 @@
 //! | [`guest`] | `guest`: kernel and initramfs of the guest |
 //! | [`install`] | `build`: the binaries, laid out as an installation |
 //! | [`lab`] | `lab`: a machine with a working /dev/kvm, here or emulated |
-//! | [`demo`], [`suite`], [`bench`] | `demo`, `test` and `e2e`, `bench` |
+//! | [`demo`], [`suite`], [`mod@bench`] | `demo`, `test` and `e2e`, `bench` |
 //!
 //! [`project`] knows the places, [`packages`] what the host must have, [`process`] runs programs.
 
@@ -42,7 +42,7 @@ enum Task {
     /// Format, lints, docs, unit tests, dependency table, doc links, spelling
     Check(check::Options),
     /// Build the guest kernel and the initramfs with the agent
-    Guest,
+    Guest(guest::Options),
     /// Build the release binaries and lay out an installation in target/nacre
     Build,
     /// Run a command as root where /dev/kvm works, with nacre on its PATH
@@ -81,7 +81,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
     let project = Project::find()?;
     match task {
         Task::Check(options) => check::run_all(&project, &options),
-        Task::Guest => guest::build(&project).map(|_| ExitCode::SUCCESS),
+        Task::Guest(options) => guest::run(&project, &options).map(|()| ExitCode::SUCCESS),
         Task::Build => install::build(&project).map(|()| ExitCode::SUCCESS),
         Task::Lab(options) => lab::run(&project, &options),
         Task::Test(options) => suite::test(&project, &options),

@@ -13,7 +13,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Gid, Uid};
 
 use super::cgroup::{self, Cgroup};
-use super::container::{Container, Undo};
+use super::handle::{Container, Undo};
 use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
 use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};

@@ -4,8 +4,8 @@ use std::fs;
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 
-use super::container::Container;
 use super::create::{duplicate, stdio_orders};
+use super::handle::Container;
 use super::launch::{FdList, launch};
 use super::orders::{ExecTask, Orders, Task};
 use super::plan::{InvalidSpec, MAX_SPEC_BYTES, ProcessPlan};

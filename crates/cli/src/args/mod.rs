@@ -185,7 +185,7 @@ pub(crate) struct PullArgs {
     /// Print only the image's name
     #[arg(short, long)]
     pub(crate) quiet: bool,
-    /// NAME[:TAG|@DIGEST], oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE
+    /// Name with tag or digest, `oci:DIR:TAG`, `oci-archive:FILE` or `docker-archive:FILE`
     pub(crate) image: String,
 }
 

@@ -106,7 +106,7 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) cidfile: Option<PathBuf>,
 
-    /// NAME[:TAG|@DIGEST], oci:DIR[:TAG], oci-archive:FILE or docker-archive:FILE
+    /// Name with tag or digest, `oci:DIR:TAG`, `oci-archive:FILE` or `docker-archive:FILE`
     pub(crate) image: String,
     /// Arguments instead of the image's
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

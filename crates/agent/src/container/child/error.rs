@@ -55,9 +55,7 @@ impl StepError {
             Self::Exec(error) => FailureKind::Exec(error),
             Self::Symlink(_) | Self::Unexpected { .. } | Self::InsideProc(_) => FailureKind::Invalid,
             Self::CwdOutside(_) | Self::NoDevpts | Self::InitEnded | Self::User(_) => FailureKind::Invalid,
-            Self::Path { source, .. } if matches!(source, Errno::INVAL | Errno::NOENT | Errno::NODEV) => {
-                FailureKind::Invalid
-            }
+            Self::Path { source: Errno::INVAL | Errno::NOENT | Errno::NODEV, .. } => FailureKind::Invalid,
             Self::Call(..) | Self::Path { .. } | Self::Orders(_) => FailureKind::Internal,
         }
     }
