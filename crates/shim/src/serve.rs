@@ -1,7 +1,6 @@
 //! The server process: one thread, one sandbox, and an orderly end.
 
 use std::os::unix::net::UnixListener as StdUnixListener;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,7 +36,6 @@ pub(crate) fn serve(server: Server, listener: StdUnixListener) -> Result<()> {
     }
     let result = runtime.block_on(run(server, listener));
     socket::remove(&path);
-    remove_if_empty(path.parent());
     result
 }
 
@@ -111,11 +109,5 @@ async fn end_when_idle(sandbox: Sandbox) {
     tokio::time::sleep(IDLE_TIMEOUT).await;
     if sandbox.shutdown(Force::Empty).await.unwrap_or(false) {
         warn!("ending: no container was asked for");
-    }
-}
-
-fn remove_if_empty(dir: Option<&Path>) {
-    if let Some(dir) = dir {
-        let _ = std::fs::remove_dir(dir);
     }
 }
