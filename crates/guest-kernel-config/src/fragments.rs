@@ -26,7 +26,7 @@ macro_rules! fragment {
     };
 }
 
-/// Every fragment of the guest kernel, first to last.
+/// Every fragment of the ordinary guest kernel, first to last.
 pub const FRAGMENTS: &[Fragment] = &[
     fragment!("00-core"),
     fragment!("10-kvmguest"),
@@ -36,9 +36,33 @@ pub const FRAGMENTS: &[Fragment] = &[
     fragment!("50-net"),
     fragment!("60-netfilter"),
     fragment!("70-security"),
+    fragment!("71-nomitigations"),
     fragment!("80-tuning"),
     fragment!("81-fastboot"),
 ];
+
+/// What [`Mitigations::On`] puts in the place of `71-nomitigations`.
+const MITIGATIONS: Fragment = fragment!("71-mitigations");
+
+/// Whether the guest's kernel defends itself against its own processes through flaws of the processor. What one VM may
+/// learn of another is the host's affair either way (`docs/adr/0008-no-mitigations-in-the-guest.md`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mitigations {
+    /// The ordinary kernel.
+    #[default]
+    Off,
+    /// For a guest whose processes must not read each other's memory through the kernel.
+    On,
+}
+
+/// The fragments of one kind of kernel, first to last.
+pub fn fragments(mitigations: Mitigations) -> Vec<Fragment> {
+    let choose = |fragment: &Fragment| match mitigations {
+        Mitigations::On if fragment.name == "71-nomitigations" => MITIGATIONS,
+        _ => *fragment,
+    };
+    FRAGMENTS.iter().map(choose).collect()
+}
 
 /// The only contradictions that a merge accepts.
 pub const OVERRIDES: &[Override] = &[Override {
@@ -47,3 +71,20 @@ pub const OVERRIDES: &[Override] = &[Override {
     reason: "10-kvmguest lists what a KVM guest can use; patching its 6,700 alternatives costs 14.8 M instructions \
              of every boot, which a guest of few vCPUs never earns back",
 }];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Merged;
+
+    #[test]
+    fn each_kind_says_its_word_on_mitigations() {
+        for (mitigations, line) in [
+            (Mitigations::Off, "# CONFIG_CPU_MITIGATIONS is not set"),
+            (Mitigations::On, "CONFIG_CPU_MITIGATIONS=y"),
+        ] {
+            let text = Merged::new(&fragments(mitigations), OVERRIDES).unwrap().text();
+            assert!(text.lines().any(|found| found == line), "{mitigations:?}");
+        }
+    }
+}

@@ -9,7 +9,7 @@ use std::process::Command;
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{ConfigError, Merged};
-use crate::fragments::{FRAGMENTS, OVERRIDES};
+use crate::fragments::{Mitigations, OVERRIDES, fragments};
 
 /// Debian's package with the kernel's source.
 pub const SOURCE_PACKAGE: &str = "linux-source-6.12";
@@ -74,8 +74,8 @@ impl Recipe {
     ///
     /// # Errors
     /// Where the source package or the compiler is missing, or the fragments contradict each other.
-    pub fn detect() -> Result<Self, RecipeError> {
-        let config = Merged::new(FRAGMENTS, OVERRIDES)?;
+    pub fn detect(mitigations: Mitigations) -> Result<Self, RecipeError> {
+        let config = Merged::new(&fragments(mitigations), OVERRIDES)?;
         let version = output("dpkg-query", &["-W", "-f", "${Version}", SOURCE_PACKAGE])?;
         let tarball = Path::new(SOURCE_TARBALL);
         let source_version =
@@ -108,6 +108,7 @@ fn output(tool: &'static str, arguments: &[&str]) -> Result<Option<String>, Reci
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fragments::FRAGMENTS;
 
     fn recipe() -> Recipe {
         Recipe {

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
+use clap::Args;
+use nacre_guest_kernel_config::fragments::Mitigations;
 use nacre_guest_kernel_config::kernel::{self, Progress};
 use nacre_guest_kernel_config::recipe::Recipe;
 
@@ -22,20 +24,46 @@ pub(crate) struct Guest {
     pub(crate) initramfs: PathBuf,
 }
 
+/// `guest [--mitigations]`
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Build only a kernel that defends itself against its own processes, as target/guest/vmlinux-mitigations
+    #[arg(long)]
+    mitigations: bool,
+}
+
+/// Builds what was asked for.
+pub(crate) fn run(project: &Project, options: &Options) -> Result<()> {
+    if !options.mitigations {
+        return build(project).map(drop);
+    }
+    packages::ensure(&[Need::Compile, Need::Kernel])?;
+    let dir = guest_dir(project)?;
+    let to = dir.join("vmlinux-mitigations");
+    step("guest kernel", || build_kernel(project, Mitigations::On, &to))?;
+    eprintln!("    set assets.kernel in /etc/nacre/config.toml to {}", to.display());
+    Ok(())
+}
+
+fn guest_dir(project: &Project) -> Result<PathBuf> {
+    let dir = project.guest_dir();
+    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    Ok(dir)
+}
+
 /// Builds what is missing.
 pub(crate) fn build(project: &Project) -> Result<Guest> {
     packages::ensure(&[Need::Compile, Need::Kernel])?;
-    let dir = project.guest_dir();
-    fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+    let dir = guest_dir(project)?;
     let guest = Guest { vmlinux: dir.join("vmlinux"), initramfs: dir.join("initramfs.cpio") };
-    step("guest kernel", || build_kernel(project, &guest.vmlinux))?;
+    step("guest kernel", || build_kernel(project, Mitigations::Off, &guest.vmlinux))?;
     let agent = step("programs", || install::programs(project))?;
     write_initramfs(&agent, &guest.initramfs)?;
     Ok(guest)
 }
 
-fn build_kernel(project: &Project, to: &Path) -> Result<()> {
-    let recipe = Recipe::detect()?;
+fn build_kernel(project: &Project, mitigations: Mitigations, to: &Path) -> Result<()> {
+    let recipe = Recipe::detect(mitigations)?;
     let mut display = Display::new();
     let kernel = kernel::build(&project.cache, &recipe, &mut |progress| display.show(progress))?;
     display.end();
