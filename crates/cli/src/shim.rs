@@ -211,9 +211,10 @@ impl Shim {
         Ok(self.client.delete(soon(), &request).await?)
     }
 
-    /// Ends the shim; a shim that is gone before it could answer has ended too.
-    pub(crate) async fn shutdown(&self) {
-        let request = ShutdownRequest { id: self.id.clone(), ..Default::default() };
+    /// Ends the shim, with `now` a container that it still has too, which then goes on by itself; a shim that is
+    /// gone before it could answer has ended too.
+    pub(crate) async fn shutdown(&self, now: bool) {
+        let request = ShutdownRequest { id: self.id.clone(), now, ..Default::default() };
         // The shim may close the connection before its answer is out.
         let _ = self.client.shutdown(soon(), &request).await;
     }

@@ -36,6 +36,9 @@ const PROGRAMS: &[Program] = &[
 /// The one that goes into the guest's initramfs.
 const AGENT: &str = "nacre-agent";
 
+/// Its profile: small.
+const AGENT_PROFILE: &str = "initramfs";
+
 /// Builds and lays out everything that an installation has.
 pub(crate) fn build(project: &Project) -> Result<()> {
     let guest = guest::build(project)?;
@@ -50,20 +53,26 @@ pub(crate) fn build(project: &Project) -> Result<()> {
     copy_if_changed(&guest.initramfs, &dir.join("initramfs.cpio"))
 }
 
-fn built(project: &Project, name: &str) -> PathBuf {
-    project.target.join("release").join(name)
+fn profile(program: &str) -> &'static str {
+    if program == AGENT { AGENT_PROFILE } else { "release" }
 }
 
-/// Builds every program with one call of cargo, and gives the agent's path.
+fn built(project: &Project, name: &str) -> PathBuf {
+    project.target.join(profile(name)).join(name)
+}
+
+/// Builds every program, with one call of cargo for each profile, and gives the agent's path.
 pub(crate) fn programs(project: &Project) -> Result<PathBuf> {
     packages::ensure(&[Need::Compile])?;
-    let mut build = cargo(project);
-    build.args(["build", "--release", "--locked"]);
-    build.env("RUSTC_WORKSPACE_WRAPPER", project.root.join("tools/rustc-static"));
-    for program in PROGRAMS {
-        build.args(["-p", program.package, "--bin", program.name]);
+    for name in ["release", AGENT_PROFILE] {
+        let mut build = cargo(project);
+        build.args(["build", "--profile", name, "--locked"]);
+        build.env("RUSTC_WORKSPACE_WRAPPER", project.root.join("tools/rustc-static"));
+        for program in PROGRAMS.iter().filter(|program| profile(program.name) == name) {
+            build.args(["-p", program.package, "--bin", program.name]);
+        }
+        run(&mut build)?;
     }
-    run(&mut build)?;
     for program in PROGRAMS.iter().filter(|program| program.is_static) {
         let path = built(project, program.name);
         if has_interpreter(&path)? {

@@ -34,7 +34,7 @@ pub(super) fn remove(records: &Records, record: &Record, running: bool) -> Resul
             shim.wait("").await?;
         }
         shim.delete("").await?;
-        shim.shutdown().await;
+        shim.shutdown(true).await;
         Ok(())
     });
     // A shim that is gone, or went while it was asked, may have left things: its own `delete` takes them away.

@@ -199,15 +199,25 @@ impl Container {
         let stdin = fifos.copy_stdin()?;
         let waited = attach::until_exit(&shim, "", args.tty, stdin).await;
         drop(terminal);
-        let status = self.finish(&shim, waited, copies).await?;
-        Ok(status)
+        self.finish(&shim, waited, copies, args.phases.is_some()).await
     }
 
-    /// Deletes the task, ends the shim, and tells a failure of the VM as such.
-    async fn finish(&self, shim: &Shim, waited: Result<u32, ShimError>, copies: Copies) -> Result<u8> {
-        let deleted = shim.delete("").await;
-        shim.shutdown().await;
+    /// Ends the shim and tells a failure of the VM as such. The VM's last moments are not waited for, since nobody
+    /// needs their result; but where the phases are asked for, the last of them is.
+    async fn finish(
+        &self,
+        shim: &Shim,
+        waited: Result<u32, ShimError>,
+        copies: Copies,
+        wait_for_phases: bool,
+    ) -> Result<u8> {
+        if waited.is_err() {
+            shim.shutdown(true).await;
+        }
+        // Until the last byte is out, the shim must not end.
         let written = copies.finish();
+        let deleted = if wait_for_phases { shim.delete("").await.map(drop) } else { Ok(()) };
+        shim.shutdown(true).await;
         let failure =
             read_json::<ExitRecord>(&self.bundle.join(EXIT_FILE)).ok().and_then(|exit| exit.failure);
         if let Some(failure) = failure {
@@ -223,7 +233,7 @@ impl Container {
 /// Ends a shim whose container did not start. An error tells that it is gone, which is what is wanted.
 async fn end(shim: &Shim) {
     let _ = shim.delete("").await;
-    shim.shutdown().await;
+    shim.shutdown(true).await;
 }
 
 /// A failed start with Docker's status: 127 for a program that is not there, 126 for one that cannot be run.

@@ -79,6 +79,7 @@ impl Core {
             bundle: request.bundle.clone(),
             on_exit: request.on_exit,
             machine: Some(machine),
+            ending: None,
             pid,
             memory_mib: plan.memory_mib,
             init,

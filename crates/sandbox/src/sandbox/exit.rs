@@ -123,7 +123,7 @@ impl Core {
             return;
         }
         if !container.init.streams.has_outputs() {
-            container.take_down().await;
+            container.begin_take_down();
         }
     }
 
@@ -203,11 +203,26 @@ impl Core {
 }
 
 impl Container {
-    /// Ends the VM, undoes what it stood on, and writes down how long all of it took.
-    async fn take_down(&mut self) {
+    /// Ends the VM, undoes what it stood on, and writes down how long all of it took; in a task of its own, since a
+    /// host's kernel takes its time to let go of a VM, and requests need not wait for that.
+    fn begin_take_down(&mut self) {
         let Some(machine) = self.machine.take() else { return };
-        machine.take_down().await;
-        write_record(&self.bundle, PHASES_FILE, &self.times.phases(now().0));
+        let (bundle, times) = (self.bundle.clone(), self.times.clone());
+        self.ending = Some(tokio::spawn(async move {
+            machine.take_down().await;
+            write_record(&bundle, PHASES_FILE, &times.phases(now().0));
+        }));
+    }
+
+    /// The same, to its end.
+    async fn take_down(&mut self) {
+        self.begin_take_down();
+        if let Some(Err(error)) = match self.ending.take() {
+            Some(ending) => Some(ending.await),
+            None => None,
+        } {
+            warn!(error = &error as &dyn std::error::Error, "the VM was not taken down whole");
+        }
     }
 }
 

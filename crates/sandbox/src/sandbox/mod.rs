@@ -25,6 +25,7 @@ use std::time::{Instant, SystemTime};
 
 use nacre_protocol::task::OnExit;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
 pub use create::CreateRequest;
 pub use process::{ExitInfo, ProcessId, ProcessStatus};
@@ -144,6 +145,8 @@ struct Container {
     bundle: PathBuf,
     on_exit: OnExit,
     machine: Option<Machine>,
+    /// Takes the machine down.
+    ending: Option<JoinHandle<()>>,
     /// PID of the VMM, also after its end.
     pid: u32,
     memory_mib: u32,

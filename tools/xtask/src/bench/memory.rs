@@ -1,6 +1,7 @@
 //! What a process holds in memory, the guest's memory apart.
 //!
-//! Guest memory is a memfd that the VMM maps, so in `/proc/PID/smaps` its mappings are told by their name.
+//! In `/proc/PID/smaps` the guest's memory is told by what the VMM advised for it: never in core dumps (`dd`), never
+//! copied to child processes (`dc`), and either anonymous or the memory file.
 
 use std::fs;
 
@@ -21,19 +22,38 @@ pub(super) fn of(pid: u32) -> Result<Memory> {
     Ok(sum(&fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?))
 }
 
+/// One mapping, as far as its lines have been read.
+#[derive(Default)]
+struct Mapping {
+    may_be_guest: bool,
+    rss_kib: f64,
+    pss_kib: f64,
+}
+
 fn sum(smaps: &str) -> Memory {
     let mut memory = Memory { own_pss_kib: 0.0, guest_kib: 0.0 };
-    let mut guest = false;
+    let mut mapping = Mapping::default();
     for line in smaps.lines() {
         let Some((key, value)) = line.split_once(':').filter(|(key, _)| !key.contains(' ')) else {
             // "7f00-7f01 rw-s 00000000 00:01 1025    /memfd:name (deleted)"
-            guest = line.contains("/memfd:");
+            let path = line.split_whitespace().nth(5).unwrap_or_default();
+            let may_be_guest = path.is_empty() || path.starts_with("/memfd:");
+            mapping = Mapping { may_be_guest, ..Mapping::default() };
             continue;
         };
-        let kib = value.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0);
+        let kib = || value.trim().trim_end_matches(" kB").parse::<f64>().unwrap_or(0.0);
         match key {
-            "Pss" if !guest => memory.own_pss_kib += kib,
-            "Rss" if guest => memory.guest_kib += kib,
+            "Rss" => mapping.rss_kib = kib(),
+            "Pss" => mapping.pss_kib = kib(),
+            // The last line of a mapping.
+            "VmFlags" => {
+                let has = |flag| value.split_whitespace().any(|found| found == flag);
+                if mapping.may_be_guest && has("dd") && has("dc") {
+                    memory.guest_kib += mapping.rss_kib;
+                } else {
+                    memory.own_pss_kib += mapping.pss_kib;
+                }
+            }
             _ => {}
         }
     }
@@ -44,21 +64,24 @@ fn sum(smaps: &str) -> Memory {
 mod tests {
     use super::*;
 
+    fn mapping(line: &str, rss: u32, flags: &str) -> String {
+        format!("{line}\nSize: 1024 kB\nRss: {rss} kB\nPss: {rss} kB\nPss_Dirty: 8 kB\nVmFlags: {flags}\n")
+    }
+
     #[test]
     fn guest_memory_is_counted_apart() {
-        let smaps = "\
-5500-5600 r-xp 00000000 fe:00 12    /usr/bin/nacre-vmm
-Size:               1024 kB
-Rss:                 500 kB
-Pss:                 250 kB
-Pss_Dirty:             8 kB
-7f00-7f01 rw-s 00000000 00:01 1025    /memfd:guest (deleted)
-Rss:               30000 kB
-Pss:               30000 kB
-7f02-7f03 rw-p 00000000 00:00 0    [heap]
-Rss:                 100 kB
-Pss:                 100 kB
-";
-        assert_eq!(sum(smaps), Memory { own_pss_kib: 350.0, guest_kib: 30000.0 });
+        let smaps = [
+            mapping("5500-5600 r-xp 00000000 fe:00 12    /usr/bin/nacre-vmm", 250, "rd ex mr mw me"),
+            mapping(
+                "7f00-7f01 rw-s 00000000 00:01 1025    /memfd:guest (deleted)",
+                30_000,
+                "rd wr sh dc dd nh",
+            ),
+            mapping("7f01-7f02 rw-p 00000000 00:00 0", 2_000, "rd wr mr mw me dc nr dd hg"),
+            mapping("7f02-7f03 rw-p 00000000 00:00 0    [heap]", 100, "rd wr mr mw me ac"),
+            mapping("7f03-7f04 rw-s 00000000 00:0e 13    anon_inode:kvm-vcpu:0", 16, "rd wr sh dc de dd"),
+        ]
+        .concat();
+        assert_eq!(sum(&smaps), Memory { own_pss_kib: 366.0, guest_kib: 32_000.0 });
     }
 }
