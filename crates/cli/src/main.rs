@@ -12,6 +12,7 @@ mod args;
 mod attach;
 mod commands;
 mod duration;
+mod etc;
 mod names;
 mod output;
 mod probe;

@@ -3,8 +3,9 @@
 //! ```text
 //! ROOT/containers/ID/record.json   what was asked for; written once
 //!                    config.json   OCI configuration
+//!                    hosts, hostname, resolv.conf   the container's own, for its /etc
 //!                    exit.json     written by the shim when the container has ended
-//!                    log.jsonl     output of a detached container
+//!                    log.jsonl     output of a container that nobody is with
 //!                    address       socket of the shim, while there is one
 //! ROOT/containers/.lock            held while a name is taken
 //! ```

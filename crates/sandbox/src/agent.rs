@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::rpc::agent::{
-    ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, HelloRequest, LayeredRootfs,
+    self, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, HelloRequest, LayeredRootfs,
     ProcessRequest, ResizeRequest, Rootfs, SharedRootfs, SignalRequest, UpdateRequest, rootfs::Source,
 };
 use nacre_protocol::rpc::agent_ttrpc::AgentClient;
@@ -15,6 +15,7 @@ use ttrpc::context::Context;
 
 pub use nacre_protocol::rpc::agent::{Layer, StatsReply, Stdio};
 
+use crate::plan::BundleFile;
 use crate::text::{MAX_MESSAGE_CHARS, harmless};
 
 /// Bytes of entropy that a guest gets.
@@ -180,6 +181,7 @@ impl Agent {
         container: &str,
         spec_json: Vec<u8>,
         rootfs: GuestRootfs,
+        files: Vec<BundleFile>,
         stdio: Stdio,
     ) -> Result<CreateTimings, AgentError> {
         let source = match rootfs {
@@ -193,6 +195,7 @@ impl Agent {
             spec_json,
             rootfs: Some(Rootfs { source: Some(source), ..Default::default() }).into(),
             stdio: Some(stdio).into(),
+            files: files.into_iter().map(guest_file).collect(),
             ..Default::default()
         };
         let call = self.client.create_container(Context::default(), &request);
@@ -359,6 +362,11 @@ pub enum Reach {
     Process,
     /// Every process of its container.
     Everything,
+}
+
+fn guest_file(file: BundleFile) -> agent::BundleFile {
+    let BundleFile { name, content, mode } = file;
+    agent::BundleFile { name, content, mode, ..Default::default() }
 }
 
 fn process_request(name: &ProcessName) -> ProcessRequest {

@@ -13,6 +13,7 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Gid, Uid};
 
 use super::cgroup::{self, Cgroup};
+use super::files::Files;
 use super::handle::{Container, Undo};
 use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
@@ -35,7 +36,7 @@ pub fn warm_up(guest: &Guest) -> Result<(), CreateError> {
 /// [`CreateError`]; nothing is left then.
 pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, CreateError> {
     let begun = Instant::now();
-    let CreateInput { id, spec_json, rootfs: source, stdio } = input;
+    let CreateInput { id, spec_json, rootfs: source, files, stdio } = input;
     let Plan { mut container, process, resources, filter, personality } = Plan::parse(&spec_json)?;
 
     let mut fds = FdList::default();
@@ -54,7 +55,8 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
     let undo = Undo::new(cgroup, prepared.teardown);
     let cgroup_dir = duplicate(undo.cgroup().dir())?;
 
-    let nodes = open_sources(guest, &id, &mut container, &cgroup_dir, &mut fds)?;
+    let files = Files::create(guest, &id, &files, &container.namespaces)?;
+    let nodes = open_sources(guest, &id, &mut container, Sources { cgroup: &cgroup_dir, files }, &mut fds)?;
     let namespaces = container.namespaces.all();
     let orders = Orders {
         task: Task::Init(Box::new(InitTask { plan: container, rootfs: fds.push(prepared.mount) })),
@@ -89,22 +91,29 @@ fn micros(since: Instant) -> u64 {
     u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
 }
 
+/// Where the sources of mounts are.
+struct Sources<'a> {
+    cgroup: &'a OwnedFd,
+    files: Option<Files>,
+}
+
 /// Opens what only the agent may: bind sources, namespaces to join, device nodes for a user namespace.
 fn open_sources(
     guest: &Guest,
     id: &ContainerId,
     plan: &mut ContainerPlan,
-    cgroup: &OwnedFd,
+    sources: Sources<'_>,
     fds: &mut FdList,
 ) -> Result<Option<DeviceNodes>, CreateError> {
     let own_cgroup_namespace = plan.namespaces.has(libc::CLONE_NEWCGROUP as u64);
     for mount in &mut plan.mounts {
         match &mut mount.source {
             MountSource::Bind { path, recursive, fd } => {
-                *fd = Some(fds.push(open_bind(guest, path, *recursive)?));
+                let file = Files::open(sources.files.as_ref(), path);
+                *fd = Some(fds.push(file.unwrap_or_else(|| open_bind(guest, path, *recursive))?));
             }
             MountSource::Cgroup { fd } if !own_cgroup_namespace => {
-                let tree = clone_tree(cgroup, false).map_err(source_error("cgroup", id.as_str()))?;
+                let tree = clone_tree(sources.cgroup, false).map_err(source_error("cgroup", id.as_str()))?;
                 *fd = Some(fds.push(tree));
             }
             MountSource::Cgroup { .. } | MountSource::Filesystem { .. } => {}

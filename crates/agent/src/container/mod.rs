@@ -35,6 +35,7 @@ mod child;
 mod create;
 mod error;
 mod exec;
+mod files;
 mod handle;
 mod launch;
 mod orders;
@@ -59,6 +60,7 @@ pub use child::launcher_main;
 pub use create::{create, warm_up};
 pub use error::CreateError;
 pub use exec::create_exec;
+pub use files::BundleFile;
 pub use handle::{Container, RemoveError};
 pub use launch::Launcher;
 pub use plan::{InvalidProcess, InvalidSpec};
@@ -93,6 +95,8 @@ pub struct CreateInput {
     pub spec_json: Vec<u8>,
     /// Where `/` comes from.
     pub rootfs: RootfsSource,
+    /// Sources of bind mounts that came with the request; no two have the same name.
+    pub files: Vec<BundleFile>,
     /// Standard streams of its init.
     pub stdio: ChildStdio,
 }

@@ -14,8 +14,8 @@ use super::oom::watch_oom;
 use super::process::{Process, Role};
 use crate::agent::Agent;
 use crate::container::{
-    self, CgroupError, Container, CreateError, CreateInput, CreatedContainer, CreatedProcess, ExecInput,
-    RootfsSource,
+    self, BundleFile, CgroupError, Container, CreateError, CreateInput, CreatedContainer, CreatedProcess,
+    ExecInput, RootfsSource,
 };
 use crate::stream::{ClaimError, Claimed, Plan, StdioError, Unclaimed};
 
@@ -68,11 +68,12 @@ pub async fn create_container(
     id: ContainerId,
     spec_json: Vec<u8>,
     rootfs: RootfsSource,
+    files: Vec<BundleFile>,
     stdio: &Stdio,
 ) -> Result<Made, MakeError> {
     let reservation = agent.table.reserve(&id)?;
     let (plan, child_stdio) = Plan::new(stdio)?;
-    let input = CreateInput { id: id.clone(), spec_json, rootfs, stdio: child_stdio };
+    let input = CreateInput { id: id.clone(), spec_json, rootfs, files, stdio: child_stdio };
     let guest = agent.guest.clone();
     let make = move || container::create(&guest, input);
     let (created, claimed) = with_streams(plan, &agent.streams, make).await?;

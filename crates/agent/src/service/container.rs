@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use nacre_protocol::files::{FileName, MAX_FILE_BYTES, MAX_FILES};
 use nacre_protocol::id::ContainerId;
 use nacre_protocol::rpc::agent::{
     self, ContainerRequest, CreateContainerReply, CreateContainerRequest, Empty, ListProcessesReply,
@@ -11,7 +12,7 @@ use tokio::task::spawn_blocking;
 
 use super::error::ServiceError;
 use crate::agent::Agent;
-use crate::container::{Cgroup, CgroupError, LayerExtent, RootfsSource};
+use crate::container::{BundleFile, Cgroup, CgroupError, LayerExtent, RootfsSource};
 use crate::process::{self, Made};
 
 /// Longest OCI document: far above any real one (C09), far below what would hurt.
@@ -29,8 +30,9 @@ pub(super) async fn create(
         return Err(ServiceError::Invalid("the OCI configuration is too long"));
     }
     let rootfs = rootfs(request.rootfs.take())?;
+    let files = files(request.files)?;
     let stdio = request.stdio.take().unwrap_or_default();
-    let made = process::create_container(&agent, id, request.spec_json, rootfs, &stdio).await?;
+    let made = process::create_container(&agent, id, request.spec_json, rootfs, files, &stdio).await?;
     let Made { pid, rootfs_us, create_us } = made;
     Ok(CreateContainerReply { pid, rootfs_us, create_us, ..Default::default() })
 }
@@ -99,9 +101,52 @@ fn rootfs(rootfs: Option<agent::Rootfs>) -> Result<RootfsSource, ServiceError> {
     }
 }
 
+fn files(files: Vec<agent::BundleFile>) -> Result<Vec<BundleFile>, ServiceError> {
+    if files.len() > MAX_FILES {
+        return Err(ServiceError::Invalid("the container has more than 16 files"));
+    }
+    let mut out: Vec<BundleFile> = Vec::with_capacity(files.len());
+    for file in files {
+        let name: FileName = file.name.parse().map_err(|_| ServiceError::Invalid("a file's name is none"))?;
+        if file.content.len() > MAX_FILE_BYTES || file.mode > 0o777 {
+            return Err(ServiceError::Invalid("a file is longer than 64 KiB or has a mode above 0777"));
+        }
+        if out.iter().any(|other| other.name == name) {
+            return Err(ServiceError::Invalid("two files have the same name"));
+        }
+        out.push(BundleFile { name, content: file.content, mode: file.mode });
+    }
+    Ok(out)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn file(name: &str, length: usize, mode: u32) -> agent::BundleFile {
+        agent::BundleFile { name: name.into(), content: vec![0; length], mode, ..Default::default() }
+    }
+
+    #[test]
+    fn files_within_the_bounds_are_taken() {
+        let taken = files(vec![file("m0", MAX_FILE_BYTES, 0o777), file("m1", 0, 0)]).unwrap();
+        assert_eq!(taken.iter().map(|file| file.name.as_str()).collect::<Vec<_>>(), ["m0", "m1"]);
+    }
+
+    #[test]
+    fn a01_files_beyond_the_bounds_are_refused() {
+        let bad = [
+            vec![file("../m0", 1, 0o644)],
+            vec![file("", 1, 0o644)],
+            vec![file("m0", MAX_FILE_BYTES + 1, 0o644)],
+            vec![file("m0", 1, 0o4755)],
+            vec![file("m0", 1, 0o644), file("m0", 2, 0o644)],
+            (0..=MAX_FILES).map(|at| file(&format!("m{at}"), 1, 0o644)).collect(),
+        ];
+        for list in bad {
+            assert!(matches!(files(list.clone()), Err(ServiceError::Invalid(_))), "{:?}", list[0].name);
+        }
+    }
 
     #[test]
     fn rootfs_without_a_source_is_refused() {

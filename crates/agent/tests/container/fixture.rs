@@ -11,8 +11,8 @@ use std::thread;
 use std::time::Duration;
 
 use nacre_agent::container::{
-    ChildStdio, CreateError, CreateInput, CreatedContainer, CreatedProcess, ExecInput, Guest, RootfsSource,
-    create, create_exec,
+    BundleFile, ChildStdio, CreateError, CreateInput, CreatedContainer, CreatedProcess, ExecInput, Guest,
+    RootfsSource, create, create_exec,
 };
 use nacre_agent::process::{Child, Children, Spawned, reap_for_ever};
 use nix::mount::{MsFlags, mount};
@@ -141,13 +141,30 @@ impl TestGuest {
     }
 
     pub(crate) fn create(&self, spec: &Value) -> Result<Running, CreateError> {
-        self.create_from(spec, RootfsSource::Shared { name: "rootfs".into() })
+        self.create_with_files(spec, Vec::new())
+    }
+
+    pub(crate) fn create_with_files(
+        &self,
+        spec: &Value,
+        files: Vec<BundleFile>,
+    ) -> Result<Running, CreateError> {
+        self.make(spec, RootfsSource::Shared { name: "rootfs".into() }, files)
     }
 
     pub(crate) fn create_from(&self, spec: &Value, rootfs: RootfsSource) -> Result<Running, CreateError> {
+        self.make(spec, rootfs, Vec::new())
+    }
+
+    fn make(
+        &self,
+        spec: &Value,
+        rootfs: RootfsSource,
+        files: Vec<BundleFile>,
+    ) -> Result<Running, CreateError> {
         let (stdio, output) = pipes();
-        let input =
-            CreateInput { id: fresh_id(), spec_json: serde_json::to_vec(spec).unwrap(), rootfs, stdio };
+        let spec_json = serde_json::to_vec(spec).unwrap();
+        let input = CreateInput { id: fresh_id(), spec_json, rootfs, files, stdio };
         let created = create(&self.guest, input)?;
         Ok(Running { created, output: Some(output) })
     }
@@ -157,7 +174,13 @@ impl TestGuest {
         let stdio = ChildStdio::Terminal { columns: 101, rows: 37 };
         create(
             &self.guest,
-            CreateInput { id: fresh_id(), spec_json: serde_json::to_vec(spec).unwrap(), rootfs, stdio },
+            CreateInput {
+                id: fresh_id(),
+                spec_json: serde_json::to_vec(spec).unwrap(),
+                rootfs,
+                files: Vec::new(),
+                stdio,
+            },
         )
     }
 

@@ -4,6 +4,7 @@
 //! machine's own `/usr`, bound read-only. Cases of the security catalogue carry its ids.
 
 mod exec;
+mod files;
 mod fixture;
 mod isolation;
 mod lifecycle;

@@ -18,7 +18,7 @@ use crate::shim::{self, Shim, ShimError};
 use crate::spec::{self, Identity};
 use crate::stdio::{Copies, Fifos, RawTerminal, window};
 use crate::store::{self, LocalImage};
-use crate::{attach, duration, names};
+use crate::{attach, duration, etc, names};
 
 /// Name of a detached container's log in its bundle.
 pub(super) const LOG_FILE: &str = "log.jsonl";
@@ -106,14 +106,15 @@ impl Container {
         };
         let bundle = records.create(&record)?;
         let container = Self { record, bundle };
-        if let Err(error) = container.fill(&config) {
+        if let Err(error) = container.fill(&config, &hostname) {
             records.remove(&container.record.id)?;
             return Err(error);
         }
         Ok(container)
     }
 
-    fn fill(&self, config: &serde_json::Value) -> Result<()> {
+    fn fill(&self, config: &serde_json::Value, hostname: &str) -> Result<()> {
+        etc::write(&self.bundle, hostname)?;
         write_json(&self.bundle.join("config.json"), config)?;
         let rootfs = self.bundle.join("rootfs");
         fs::create_dir(&rootfs).with_context(|| format!("cannot create {}", rootfs.display()))

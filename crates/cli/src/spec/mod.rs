@@ -210,6 +210,20 @@ mod tests {
     }
 
     #[test]
+    fn names_and_servers_are_mounted_where_the_user_mounts_nothing() {
+        let sources = |words: &[&str], path: &str| -> Vec<String> {
+            let value = spec(words).unwrap();
+            let mounts = value["mounts"].as_array().unwrap();
+            let on = mounts.iter().filter(|mount| mount["destination"] == path);
+            on.map(|mount| mount["source"].as_str().unwrap().to_owned()).collect()
+        };
+        assert_eq!(sources(&["img"], "/etc/hosts"), ["hosts"]);
+        assert_eq!(sources(&["-v", "/etc/hosts:/etc/./hosts:ro", "img"], "/etc/hosts"), ["/etc/hosts"]);
+        assert_eq!(sources(&["--tmpfs", "/etc/hostname", "img"], "/etc/hostname"), ["tmpfs"]);
+        assert_eq!(sources(&["-v", "/etc:/etc", "img"], "/etc/resolv.conf"), ["resolv.conf"]);
+    }
+
+    #[test]
     fn relative_workdir_is_refused() {
         assert!(spec(&["-w", "tmp", "img"]).is_err());
     }

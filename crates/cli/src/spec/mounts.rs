@@ -1,4 +1,4 @@
-//! Mounts: what every container has, `--volume`, `--tmpfs`, and the image's volumes.
+//! Mounts: what every container has, `--volume`, `--tmpfs`, the image's volumes, and the container's own files in /etc.
 
 use std::path::{Path, PathBuf};
 
@@ -8,6 +8,7 @@ use super::ImageDefaults;
 use super::SpecError;
 use super::limits::parse_bytes;
 use crate::args::RunArgs;
+use crate::etc;
 
 /// OCI `mounts`, in the order in which they are made.
 pub(super) fn build(args: &RunArgs, image: &ImageDefaults) -> Result<Vec<Value>, SpecError> {
@@ -24,6 +25,12 @@ pub(super) fn build(args: &RunArgs, image: &ImageDefaults) -> Result<Vec<Value>,
         let path = destination("VOLUME of the image", path)?;
         if !own.iter().any(|mount| mount["destination"] == path) && args.read_only {
             own.push(json!({ "destination": path, "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "nodev"] }));
+        }
+    }
+    // The container's own names and servers, where nothing of the user's is.
+    for (path, name) in etc::FILES {
+        if !own.iter().any(|mount| mount["destination"] == path) {
+            own.push(json!({ "destination": path, "type": "bind", "source": name, "options": ["rbind", "rprivate"] }));
         }
     }
     // Parents before children.

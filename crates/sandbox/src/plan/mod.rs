@@ -1,6 +1,6 @@
-//! From an OCI configuration and the mounts of a root file system to what a VM needs: a pure function.
+//! From an OCI configuration and the mounts of a root file system to what a VM needs.
 //!
-//! Nothing is opened here. What the configuration asks for and a guest cannot have is an error that names it;
+//! Nothing is opened here but small files of the bundle, which go along by value ([`files`]). What the configuration asks for and a guest cannot have is an error that names it;
 //! what only has meaning on the host (labels of its security modules, paths of its cgroups) is taken out of
 //! the document that the guest gets. The rest of the document crosses as it is, unknown fields included.
 //!
@@ -9,6 +9,7 @@
 
 pub mod annotations;
 pub mod cgroup;
+pub mod files;
 pub mod mounts;
 pub mod resources;
 pub mod rootfs;
@@ -20,6 +21,7 @@ use nacre_protocol::vm::KernelLog;
 use serde_json::Value;
 
 pub use cgroup::CgroupPlan;
+pub use files::BundleFile;
 pub use mounts::Share;
 pub use resources::HostLimits;
 pub use rootfs::{Mount, RootfsPlan};
@@ -57,6 +59,8 @@ pub struct Plan {
     pub rootfs: RootfsPlan,
     /// Host files and directories that the guest sees, the root directory (if it is one) first.
     pub shares: Vec<Share>,
+    /// Small files of the bundle that the guest gets by value.
+    pub files: Vec<BundleFile>,
     /// The configuration as the agent gets it.
     pub spec_json: Vec<u8>,
     /// Where the sandbox's processes go on the host.
@@ -125,7 +129,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let size = resources::size(&spec.linux.resources, inputs.settings, inputs.host)?;
     let mut shares = Vec::new();
     let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, &mut shares)?;
-    mounts::share_binds(&mut document, inputs.bundle, &mut shares)?;
+    let files = mounts::share_binds(&mut document, inputs.bundle, &mut shares)?;
     strip_host_labels(&mut document);
 
     let process = spec.process.ok_or(PlanError::NoProcess)?;
@@ -136,6 +140,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         rootfs,
         cgroup: cgroup::plan(&spec.linux, inputs.settings, &size, !shares.is_empty())?,
         shares,
+        files,
         spec_json: serde_json::to_vec(&document).map_err(PlanError::Parse)?,
         hostname: if spec.hostname.is_empty() { "nacre".to_owned() } else { spec.hostname },
         console_size: process.console_size.map(|size| (size.width, size.height)),

@@ -1,15 +1,18 @@
 //! Mounts of the configuration: what a guest makes itself, and what the host shares with it.
 //!
-//! A bind mount becomes a [`Share`], and its source the path where the guest sees it. File systems that the
+//! A bind mount becomes a [`Share`], or a [`BundleFile`] where its source is a small file of the bundle, and its source
+//! the path where the guest sees it. File systems that the
 //! guest's kernel makes by itself (proc, tmpfs ...) stay as they are. Everything else, a mount of a host's
 //! device say, is refused.
 
 use std::path::{Path, PathBuf};
 
+use nacre_protocol::files::FILES_DIR;
 use nacre_protocol::fs::MAX_SHARES;
 use nacre_protocol::ports::SHARES_DIR;
 use serde_json::Value;
 
+use super::files::{self, BundleFile};
 use super::in_bundle;
 use crate::text::harmless;
 
@@ -58,13 +61,14 @@ pub enum MountError {
     TooMany(usize),
 }
 
-/// Makes a share of each bind mount and rewrites its source to the path in the guest.
+/// Makes a share or a file of each bind mount, rewrites its source to the path in the guest, and gives the files.
 pub(super) fn share_binds(
     document: &mut Value,
     bundle: &Path,
     shares: &mut Vec<Share>,
-) -> Result<(), MountError> {
-    let Some(mounts) = document.get_mut("mounts").and_then(Value::as_array_mut) else { return Ok(()) };
+) -> Result<Vec<BundleFile>, MountError> {
+    let mut files = Vec::new();
+    let Some(mounts) = document.get_mut("mounts").and_then(Value::as_array_mut) else { return Ok(files) };
     for (index, mount) in mounts.iter_mut().enumerate() {
         let mount = mount.as_object_mut().ok_or(MountError::NotAMount(index))?;
         let text = |key: &str| mount.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -83,13 +87,17 @@ pub(super) fn share_binds(
         let read_only =
             options.iter().rfind(|option| *option == "ro" || *option == "rw").is_some_and(|o| o == "ro");
         let name = format!("m{index}");
+        if files::take(bundle, &source, &name, &mut files) {
+            mount.insert("source".to_owned(), Value::String(format!("{FILES_DIR}/{name}")));
+            continue;
+        }
         mount.insert("source".to_owned(), Value::String(format!("{SHARES_DIR}/{name}")));
         shares.push(Share { name, source, read_only });
     }
     if shares.len() > MAX_SHARES {
         return Err(MountError::TooMany(shares.len()));
     }
-    Ok(())
+    Ok(files)
 }
 
 fn refuse_kernel_trees(source: &Path) -> Result<(), MountError> {
@@ -133,6 +141,21 @@ mod tests {
         let (shares, _) =
             share(json!([{"destination": "/a", "type": "bind", "source": "etc/hosts"}])).unwrap();
         assert_eq!(shares[0].source, Path::new("/bundle/etc/hosts"));
+    }
+
+    #[test]
+    fn small_file_of_the_bundle_goes_by_value_and_needs_no_share() {
+        let bundle = tempfile::tempdir().unwrap();
+        std::fs::write(bundle.path().join("hosts"), "x").unwrap();
+        let mut document = json!({"mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["rbind", "rprivate"]},
+        ]});
+        let mut shares = Vec::new();
+        let files = share_binds(&mut document, bundle.path(), &mut shares).unwrap();
+        let expected = files::BundleFile { name: "m1".into(), content: b"x".to_vec(), mode: files[0].mode };
+        assert_eq!((shares, files), (vec![], vec![expected]));
+        assert_eq!(document["mounts"][1]["source"], "/run/nacre/files/m1");
     }
 
     #[test]

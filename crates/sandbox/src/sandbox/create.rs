@@ -52,7 +52,8 @@ impl Core {
         let rootfs = guest_rootfs(&plan, &machine);
         // The agent takes streams before and after the request: they connect meanwhile.
         let streams = opened.connect(&machine.dialer());
-        let created = machine.agent().create_container(&request.id, plan.spec_json, rootfs, names).await;
+        let created =
+            machine.agent().create_container(&request.id, plan.spec_json, rootfs, plan.files, names).await;
         let create = machine.explained(created).await?;
         if let Some(cgroup) = machine.cgroup() {
             // Not before: the boot is ours, and not the container's to pay for.

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FsWord, Mode, OFlags, ResolveFlags, fstatfs, mkdirat, openat, openat2};
+use rustix::fs::{FsWord, Mode, OFlags, ResolveFlags, fstatfs, mkdirat, openat, openat2, readlinkat};
 use rustix::io::Errno;
 
 use super::error::StepError;
@@ -11,6 +11,9 @@ use super::error::StepError;
 pub(super) const PROC_SUPER_MAGIC: FsWord = 0x9fa0;
 pub(super) const SYSFS_MAGIC: FsWord = 0x6265_6572;
 pub(super) const DEVPTS_SUPER_MAGIC: FsWord = 0x1cd1;
+
+/// Links that lead to nothing, one to the next, until what they mean is made.
+const MAX_LINKS: usize = 8;
 
 /// Tries where a rename elsewhere interrupts a lookup.
 const RETRIES: usize = 16;
@@ -76,24 +79,43 @@ impl Root {
         self.open(path, flags, links).map_err(|error| refused("open", path, links, error))
     }
 
-    /// Opens a file as a place to mount on, and makes it (empty) and its directories where they are missing.
+    /// Opens a file as a place to mount on, and makes it (empty) and its directories where they are missing: where
+    /// a link of the image leads to nothing (`/etc/resolv.conf` -> `../run/systemd/resolve/stub-resolv.conf` is usual),
+    /// what it means is made.
     ///
     /// # Errors
     /// As [`Root::directory`].
     pub(super) fn file(&self, path: &str, links: Links) -> Result<OwnedFd, StepError> {
+        self.file_through(path, links, MAX_LINKS)
+    }
+
+    fn file_through(&self, path: &str, links: Links, hops: usize) -> Result<OwnedFd, StepError> {
         match self.open(path, OFlags::PATH, links) {
             Err(Errno::NOENT) => {}
             other => return other.map_err(|error| refused("open", path, links, error)),
         }
-        let (parent, name) = split(path);
-        let parent = self.directory(parent, links)?;
+        let (dir, name) = split(path);
+        let parent = self.directory(dir, links)?;
         let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         match openat(&parent, name, flags, Mode::from_raw_mode(0o644)) {
-            Ok(_) | Err(Errno::EXIST) => {}
+            Ok(_) => {}
+            Err(Errno::EXIST) => {
+                if let Some(target) = target(&parent, dir, name).filter(|_| links == Links::InRoot)
+                    && let Some(hops) = hops.checked_sub(1)
+                {
+                    return self.file_through(&target, links, hops);
+                }
+            }
             Err(error) => return Err(StepError::path("make file", path)(error)),
         }
         self.open(path, OFlags::PATH, links).map_err(|error| refused("open", path, links, error))
     }
+}
+
+/// Path that a link means, which the kernel resolves in the root as it does any other.
+fn target(parent: &OwnedFd, dir: &str, name: &str) -> Option<String> {
+    let target = readlinkat(parent, name, Vec::new()).ok()?.into_string().ok()?;
+    Some(if target.starts_with('/') { target } else { format!("{dir}/{target}") })
 }
 
 /// Whether a descriptor is on a file system of this type.
@@ -164,8 +186,32 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         symlink("/nowhere", dir.path().join("link")).unwrap();
         assert!(root(&dir).directory("/link", Links::InRoot).is_err());
-        assert!(root(&dir).file("/link", Links::InRoot).is_err());
+        assert!(root(&dir).file("/link", Links::Refused).is_err());
         assert!(!dir.path().join("nowhere").exists());
+    }
+
+    #[test]
+    fn file_that_a_link_means_is_made_in_the_root() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        symlink("../run/resolve/stub", dir.path().join("etc/resolv.conf")).unwrap();
+        symlink("/../../../../../../tmp/x", dir.path().join("etc/hosts")).unwrap();
+        symlink("hosts", dir.path().join("etc/second")).unwrap();
+        for path in ["/etc/resolv.conf", "/etc/second", "/etc/hosts"] {
+            root(&dir).file(path, Links::InRoot).unwrap();
+        }
+        assert!(dir.path().join("run/resolve/stub").is_file() && dir.path().join("tmp/x").is_file());
+    }
+
+    #[test]
+    fn links_in_a_circle_are_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        symlink("b", dir.path().join("a")).unwrap();
+        symlink("a", dir.path().join("b")).unwrap();
+        symlink("c/x", dir.path().join("c")).unwrap();
+        for path in ["/a", "/c"] {
+            assert!(root(&dir).file(path, Links::InRoot).is_err(), "{path}");
+        }
     }
 
     #[test]

@@ -76,6 +76,12 @@ impl NamespacesPlan {
         Ok(plan)
     }
 
+    /// User and group that are root in the container, as the guest numbers them.
+    pub(crate) fn root(&self) -> (u32, u32) {
+        let of = |maps: &[IdMap]| maps.iter().find(|map| map.container == 0).map_or(0, |map| map.guest);
+        (of(&self.uid_map), of(&self.gid_map))
+    }
+
     fn check_id_maps(&self) -> Result<(), InvalidSpec> {
         let mapped = !self.uid_map.is_empty() && !self.gid_map.is_empty();
         let unmapped = self.uid_map.is_empty() && self.gid_map.is_empty();
