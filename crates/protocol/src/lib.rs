@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | owner (shim) -> `nacre-vmm` | [`vm`], [`control`] | JSON messages with descriptors on a `SOCK_SEQPACKET` socket |
 //! | shim <-> agent | [`rpc`] (feature `rpc`) | ttrpc on vsock port [`ports::CONTROL_PORT`] |
+//! | configuration -> shim, agent | [`annotations`] | annotations of the OCI configuration |
 //! | bundle's small files -> agent | [`files`] | by value in `CreateContainerRequest` |
 //! | shim <-> a process's stdio | [`stream`] | raw bytes on vsock port [`ports::STREAM_PORT`] |
 //! | shim -> `nacre-fs` | [`fs`] | one JSON message with descriptors on a `SOCK_SEQPACKET` socket |
@@ -11,6 +12,7 @@
 //!
 //! Both sides of each border share this vocabulary and no code. `docs/protocol.md` draws the sequences.
 
+pub mod annotations;
 pub mod control;
 pub mod files;
 pub mod fs;

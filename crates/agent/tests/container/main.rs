@@ -6,6 +6,7 @@
 mod exec;
 mod files;
 mod fixture;
+mod init;
 mod isolation;
 mod lifecycle;
 mod limits;

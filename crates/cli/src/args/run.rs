@@ -41,7 +41,7 @@ pub(crate) struct RunArgs {
     /// Program instead of the image's entry point; empty: none
     #[arg(long, value_name = "PROGRAM")]
     pub(crate) entrypoint: Option<String>,
-    /// A small init as PID 1: not offered yet
+    /// Run the program under an init that passes signals on and reaps orphans
     #[arg(long)]
     pub(crate) init: bool,
     /// Label of the container

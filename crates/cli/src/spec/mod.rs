@@ -11,6 +11,7 @@ mod seccomp;
 
 use std::path::PathBuf;
 
+use nacre_protocol::annotations;
 use serde_json::{Value, json};
 
 use crate::args::RunArgs;
@@ -71,10 +72,6 @@ pub(crate) fn build(args: &RunArgs, image: &ImageDefaults, who: &Identity<'_>) -
             args.network
         )));
     }
-    if args.init {
-        let reason = "--init is not offered yet: use an image with an init of its own, such as tini";
-        return Err(SpecError::NotOffered(reason.to_owned()));
-    }
     let caps = caps::resolve(&args.cap_add, &args.cap_drop, args.privileged)?;
     let security = SecurityOptions::parse(&args.security_opt)?;
     let args_line = command_line(args.entrypoint.as_deref(), &args.command, image)?;
@@ -109,14 +106,18 @@ pub(crate) fn build(args: &RunArgs, image: &ImageDefaults, who: &Identity<'_>) -
             linux["seccomp"] = profile;
         }
     }
-    Ok(json!({
+    let mut config = json!({
         "ociVersion": "1.2.0",
         "process": process,
         "root": { "path": "rootfs", "readonly": args.read_only },
         "hostname": who.hostname,
         "mounts": mounts::build(args, image)?,
         "linux": linux,
-    }))
+    });
+    if args.init {
+        config["annotations"] = json!({ annotations::INIT: "true" });
+    }
+    Ok(config)
 }
 
 /// `--security-opt`, all of them together.
@@ -205,8 +206,9 @@ mod tests {
     }
 
     #[test]
-    fn init_is_refused_instead_of_forgotten() {
-        assert!(spec(&["--init", "img"]).unwrap_err().to_string().contains("not offered"));
+    fn init_is_asked_for_by_annotation() {
+        assert_eq!(spec(&["--init", "img"]).unwrap()["annotations"]["dev.nacre.init"], "true");
+        assert!(spec(&["img"]).unwrap().get("annotations").is_none());
     }
 
     #[test]

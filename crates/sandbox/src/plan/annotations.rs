@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use nacre_protocol::annotations::INIT;
 use nacre_protocol::vm::KernelLog;
 
 use crate::text::harmless;
@@ -48,10 +49,19 @@ pub fn parse(annotations: &BTreeMap<String, String>) -> Result<Options, Annotati
     for (key, value) in annotations.iter().filter(|(key, _)| key.starts_with(PREFIX)) {
         match key.as_str() {
             KERNEL_LOG => options.kernel_log = kernel_log(value)?,
+            // For the agent, which reads it from the configuration.
+            INIT => check_switch(INIT, value)?,
             _ => return Err(AnnotationError::Unknown(harmless(key, 128))),
         }
     }
     Ok(options)
+}
+
+fn check_switch(key: &'static str, value: &str) -> Result<(), AnnotationError> {
+    match value {
+        "true" | "false" => Ok(()),
+        _ => Err(AnnotationError::BadValue { key, value: harmless(value, 64) }),
+    }
 }
 
 fn kernel_log(value: &str) -> Result<KernelLog, AnnotationError> {
@@ -89,7 +99,9 @@ mod tests {
     fn h03_values_are_words_of_a_list() {
         for value in ["", "debug ", "debug\n", "info init=/bin/sh", "quiet+debug", "Debug"] {
             assert!(parse(&one(KERNEL_LOG, value)).is_err(), "{value:?}");
+            assert!(parse(&one(INIT, value)).is_err(), "{value:?}");
         }
+        assert!(parse(&one(INIT, "true")).is_ok() && parse(&one(INIT, "false")).is_ok());
         assert_eq!(parse(&one(KERNEL_LOG, "debug")).unwrap().kernel_log, KernelLog::Debug);
     }
 
@@ -102,7 +114,7 @@ mod tests {
         #[test]
         fn h02_any_other_key_of_ours_is_refused(rest in "[ -~]{0,40}", value in "[ -~]{0,40}") {
             let key = format!("{PREFIX}{rest}");
-            prop_assume!(key != KERNEL_LOG);
+            prop_assume!(key != KERNEL_LOG && key != INIT);
             prop_assert!(parse(&one(&key, &value)).is_err());
         }
     }

@@ -18,6 +18,7 @@ mod credentials;
 mod devices;
 mod error;
 mod identity;
+mod init;
 mod mounts;
 mod namespaces;
 mod pivot;
@@ -34,7 +35,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use super::channel;
 use super::orders::{Failure, InitTask, Report, StdioOrders};
 use super::passwd::Identity;
-use super::plan::{FdRef, ProcessPlan};
+use super::plan::{FdRef, FirstProcess, ProcessPlan};
 use super::seccomp::Filter;
 use error::StepError;
 use root::Root;
@@ -129,18 +130,21 @@ impl Child {
         self.fds = Fds::default();
         self.root = None;
         self.terminal = None;
-        match program::wait_and_exec(&self) {
-            Ok(never) => match never {},
-            // The agent is gone or does not want this child any more.
-            Err(None) => SETUP_FAILED,
-            Err(Some(error)) => fail(self.channel.as_fd(), "exec", error),
-        }
+        program::wait_and_exec(self)
     }
 
     fn init(&self) -> Result<&InitTask, StepError> {
         match &self.role {
             Role::Init(task) => Ok(task),
             Role::Exec { .. } => Err(StepError::Orders("a step of init in an exec")),
+        }
+    }
+
+    /// An exec joins what is there: only a new container can have an init.
+    fn first_process(&self) -> FirstProcess {
+        match &self.role {
+            Role::Init(task) => task.plan.first_process,
+            Role::Exec { .. } => FirstProcess::Program,
         }
     }
 

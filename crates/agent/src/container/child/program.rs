@@ -1,6 +1,7 @@
 //! Working directory, program, and the exec.
 
 use std::ffi::CString;
+use std::os::fd::AsFd;
 
 use rustix::fs::{Access, AtFlags, CWD, FileType, OFlags, accessat, stat};
 use rustix::io::Errno;
@@ -9,10 +10,10 @@ use rustix::thread::set_no_new_privs;
 
 use super::error::StepError;
 use super::root::Links;
-use super::stage::Never;
-use super::{Child, credentials};
+use super::{Child, SETUP_FAILED, credentials, fail, init};
 use crate::container::channel;
 use crate::container::orders::{Command, Report};
+use crate::container::plan::FirstProcess;
 use crate::container::start::ExecError;
 use crate::container::sys::task;
 
@@ -80,29 +81,64 @@ fn executable(path: &str) -> Result<(), Errno> {
     }
 }
 
-/// Reports that all is ready, waits for the word, and executes the program.
-///
-/// # Errors
-/// None where the agent closed its end instead; else why exec failed.
-pub(super) fn wait_and_exec(child: &Child) -> Result<Never, Option<StepError>> {
-    let path = child.program.clone().unwrap_or_default();
-    let nul = || StepError::Orders("a NUL byte in an argument");
-    let strings = |texts: &[String]| {
-        texts.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()
-    };
-    let program = CString::new(path.as_str()).map_err(|_| nul())?;
-    let args = strings(&child.process.args).map_err(|_| nul())?;
-    let env = strings(&child.process.env).map_err(|_| nul())?;
-    task::cloexec_from(3).map_err(|error| StepError::Call("close_range", error))?;
+/// The program as execve(2) takes it.
+pub(super) struct Program {
+    path: String,
+    file: CString,
+    args: Vec<CString>,
+    env: Vec<CString>,
+}
 
-    channel::send(&child.channel, &Report::Ready, &[]).map_err(|_| None)?;
+impl Program {
+    fn of(child: &Child) -> Result<Self, StepError> {
+        let path = child.program.clone().unwrap_or_default();
+        let nul = |_| StepError::Orders("a NUL byte in an argument");
+        let strings = |texts: &[String]| {
+            texts.iter().map(|text| CString::new(text.as_str())).collect::<Result<Vec<_>, _>>()
+        };
+        Ok(Self {
+            file: CString::new(path.as_str()).map_err(nul)?,
+            args: strings(&child.process.args).map_err(nul)?,
+            env: strings(&child.process.env).map_err(nul)?,
+            path,
+        })
+    }
+
+    /// Executes it; returns only why that failed.
+    pub(super) fn exec(&self) -> StepError {
+        let Err(errno) = nix::unistd::execve(&self.file, &self.args, &self.env);
+        exec_error(self.path.clone(), errno).into()
+    }
+}
+
+/// Reports that all is ready, waits for the word, and executes the program, or stays as its init. Gives the exit status
+/// where that failed.
+pub(super) fn wait_and_exec(child: Child) -> u8 {
+    let error = match wait_and_confine(&child) {
+        Ok(Some(program)) => match child.first_process() {
+            FirstProcess::Init => return init::run(child, program),
+            FirstProcess::Program => program.exec(),
+        },
+        // The agent is gone or does not want this child any more.
+        Ok(None) => return SETUP_FAILED,
+        Err(error) => error,
+    };
+    fail(child.channel.as_fd(), "exec", error)
+}
+
+/// The program, once it may run; none where the agent closed its end instead.
+fn wait_and_confine(child: &Child) -> Result<Option<Program>, StepError> {
+    let program = Program::of(child)?;
+    task::cloexec_from(3).map_err(|error| StepError::Call("close_range", error))?;
+    if channel::send(&child.channel, &Report::Ready, &[]).is_err() {
+        return Ok(None);
+    }
     match channel::receive::<Command>(&child.channel, None) {
         Ok((Command::Start, _)) => {}
-        Ok(_) | Err(_) => return Err(None),
+        Ok(_) | Err(_) => return Ok(None),
     }
     confine(child)?;
-    let Err(errno) = nix::unistd::execve(&program, &args, &env);
-    Err(Some(exec_error(path, errno).into()))
+    Ok(Some(program))
 }
 
 /// The last steps, after which little but exec may be possible: the filter decides.

@@ -1,6 +1,5 @@
 //! The launcher, and the first stage that it forks for each child: takes the orders, prepares what a fork inherits, forks the child as a sibling, and exits.
 
-use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
@@ -246,6 +245,3 @@ fn receive_orders(channel: &OwnedFd) -> Result<(Orders, Option<Filter>, Fds), St
     };
     Ok((orders, filter, Fds(fds.map(Some).collect())))
 }
-
-/// [`super::program::wait_and_exec`] does not return on success.
-pub(super) type Never = Infallible;

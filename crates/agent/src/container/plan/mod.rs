@@ -14,6 +14,7 @@ mod paths;
 mod process;
 mod sysctl;
 
+use nacre_protocol::annotations;
 use oci_spec::runtime::{Linux, LinuxPersonalityDomain, Spec};
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,16 @@ pub(crate) struct ContainerPlan {
     pub(crate) sysctls: Vec<(String, String)>,
     pub(crate) hostname: Option<String>,
     pub(crate) domainname: Option<String>,
+    pub(crate) first_process: FirstProcess,
+}
+
+/// What PID 1 of the container is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum FirstProcess {
+    /// The program.
+    Program,
+    /// An init, whose child the program is.
+    Init,
 }
 
 /// A whole configuration, parsed.
@@ -168,6 +179,7 @@ impl Plan {
             sysctls: sysctl::from_linux(linux.sysctl().as_ref())?,
             hostname: host_name("hostname", spec.hostname().as_deref())?,
             domainname: host_name("domainname", spec.domainname().as_deref())?,
+            first_process: first_process(spec, &namespaces)?,
             namespaces,
         };
         let needs_uts = container.hostname.is_some() || container.domainname.is_some();
@@ -220,6 +232,21 @@ fn refuse_guest_hooks(spec: &Spec) -> Result<(), InvalidSpec> {
         return Err(InvalidSpec::Unsupported("a startContainer hook".into()));
     }
     Ok(())
+}
+
+fn first_process(spec: &Spec, namespaces: &NamespacesPlan) -> Result<FirstProcess, InvalidSpec> {
+    match spec.annotations().as_ref().and_then(|all| all.get(annotations::INIT)).map(String::as_str) {
+        None | Some("false") => Ok(FirstProcess::Program),
+        // Elsewhere its orphans would go to another process.
+        Some("true") if namespaces.new & libc::CLONE_NEWPID as u64 == 0 => Err(InvalidSpec::Namespace {
+            kind: "pid".into(),
+            problem: "an init needs a pid namespace of the container's own",
+        }),
+        Some("true") => Ok(FirstProcess::Init),
+        Some(other) => {
+            Err(InvalidSpec::Unsupported(format!("annotation {} with value {other:?}", annotations::INIT)))
+        }
+    }
 }
 
 fn root_propagation(text: Option<&str>) -> Result<u64, InvalidSpec> {

@@ -224,3 +224,22 @@ proptest! {
         prop_assert_eq!(clean("path", std::path::Path::new(&cleaned)).unwrap(), cleaned);
     }
 }
+
+#[test]
+fn init_is_asked_for_by_annotation_and_needs_a_pid_namespace() {
+    let asked = |value: &str, namespaces: &str| {
+        let annotation = format!(r#","annotations":{{"dev.nacre.init":"{value}"}}"#);
+        plan(&format!(r#"{annotation},"linux":{{"namespaces":[{namespaces}]}}"#))
+    };
+    let first = |plan: Result<Plan, InvalidSpec>| plan.unwrap().container.first_process;
+    let own = r#"{"type":"pid"}"#;
+    assert_eq!(first(plan("")), FirstProcess::Program);
+    assert_eq!(
+        (first(asked("true", own)), first(asked("false", ""))),
+        (FirstProcess::Init, FirstProcess::Program)
+    );
+    assert!(matches!(asked("true", ""), Err(InvalidSpec::Namespace { .. })));
+    let joined = r#"{"type":"pid","path":"/proc/1/ns/pid"}"#;
+    assert!(matches!(asked("true", joined), Err(InvalidSpec::Namespace { .. })));
+    assert!(matches!(asked("yes", own), Err(InvalidSpec::Unsupported(_))));
+}

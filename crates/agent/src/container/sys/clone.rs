@@ -34,7 +34,7 @@ pub(crate) struct Forked {
 const CLONE_INTO_CGROUP: u64 = 1 << 33;
 
 /// Exit status of a child that panicked.
-const PANICKED: u8 = 70;
+pub(super) const PANICKED: u8 = 70;
 
 /// Forks. The child runs `child` and exits with its result; it never returns into the caller's frames.
 ///

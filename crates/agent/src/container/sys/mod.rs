@@ -5,6 +5,7 @@
 //! | [`clone`] | clone3 as a fork of a single-threaded process |
 //! | [`mount`] | mount_setattr, BLKPG |
 //! | [`bpf`] | bpf for cgroup device programs, seccomp |
+//! | [`signal`] | rt_sigprocmask, rt_sigtimedwait, fork, close_range for a container's init |
 //! | [`task`] | close_range, keyctl, personality, ioprio_set, sched_setattr, signal dispositions |
 //!
 //! Every function takes and gives owned or borrowed Rust values, so that no caller needs `unsafe`.
@@ -14,6 +15,7 @@
 pub(crate) mod bpf;
 pub(crate) mod clone;
 pub(crate) mod mount;
+pub(crate) mod signal;
 pub(crate) mod task;
 
 use rustix::io::Errno;
