@@ -129,6 +129,24 @@ fn c01_init_has_the_programs_confinement_and_no_further_descriptor() {
 }
 
 #[test]
+fn filter_that_refuses_close_range_does_not_hold_the_start() {
+    let guest = TestGuest::new();
+    let mut spec = spec(&guest, "echo started");
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["close_range", "clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
+    assert_eq!(guest.run(&spec).stdout, "started\n");
+}
+
+#[test]
+fn filter_that_refuses_to_wait_for_signals_leaves_the_reaping() {
+    let guest = TestGuest::new();
+    let mut spec = spec(&guest, "sh -c 'exit 3' & exit 9");
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["rt_sigtimedwait"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1}]});
+    assert_eq!(guest.run(&spec).status, 9);
+}
+
+#[test]
 fn c02_agents_binary_cannot_be_written_through_the_init() {
     let guest = TestGuest::new();
     let before = std::fs::read(&guest.guest.agent_exe).unwrap();

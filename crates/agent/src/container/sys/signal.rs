@@ -11,6 +11,9 @@ use super::clone::PANICKED;
 /// Bytes of a kernel signal mask.
 const MASK_BYTES: libc::c_long = 8;
 
+/// Above every descriptor that a child of the launcher has: the orders bring at most 253.
+const MAX_NUMBER: u32 = 1024;
+
 /// Every signal.
 static ALL: u64 = u64::MAX;
 
@@ -63,9 +66,15 @@ pub(crate) fn fork(child: impl FnOnce() -> u8) -> rustix::io::Result<Pid> {
 /// The descriptors of the frames that called are closed too, and so must never be used again: `life` is a plain
 /// function, which can hold none, and no caller's frame is returned to.
 pub(crate) fn close_and_live(first: u32, program: Pid, life: fn(Pid) -> u8) -> ! {
-    // SAFETY: closes descriptors that nobody uses any more, see above. Where a filter refuses the call they stay open,
-    // as in any process of the container.
-    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) };
+    // SAFETY: closes descriptors that nobody uses any more, see above.
+    let closed = check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) });
+    if closed.is_err() {
+        // A filter that does not know the call. The agent's channel among them must not stay open.
+        for fd in (first..MAX_NUMBER).filter_map(|fd| i32::try_from(fd).ok()) {
+            // SAFETY: as above.
+            unsafe { libc::close(fd) };
+        }
+    }
     exit_with(|| life(program))
 }
 
