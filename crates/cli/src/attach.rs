@@ -1,4 +1,5 @@
-//! From the start of a process in the foreground to its end: signals and window sizes go in, the exit status comes out.
+//! From the start of a process in the foreground to its end: signals and window sizes go in, the exit status comes out,
+//! unless the detach keys are typed before.
 
 use std::collections::HashMap;
 
@@ -6,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::shim::{Shim, ShimError};
-use crate::stdio::window;
+use crate::stdio::{StdinEnd, window};
 
 /// Signals that are passed on to the process, as Docker's `--sig-proxy`.
 const PASSED_ON: [SignalKind; 6] = [
@@ -18,13 +19,22 @@ const PASSED_ON: [SignalKind; 6] = [
     SignalKind::user_defined2(),
 ];
 
-/// Waits for the process and tells its exit status.
+/// How the foreground ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// With the process, whose exit status this is.
+    Exited(u32),
+    /// By the detach keys: the process lives on.
+    Detached,
+}
+
+/// Waits for the process, or for the detach keys.
 pub(crate) async fn until_exit(
     shim: &Shim,
     exec_id: &str,
     tty: bool,
-    stdin: Option<oneshot::Receiver<()>>,
-) -> Result<u32, ShimError> {
+    stdin: Option<oneshot::Receiver<StdinEnd>>,
+) -> Result<Outcome, ShimError> {
     let mut signals = passed_on();
     let mut resized = tty.then(|| signal(SignalKind::window_change()).ok()).flatten();
     if tty {
@@ -35,15 +45,16 @@ pub(crate) async fn until_exit(
     tokio::pin!(wait);
     loop {
         tokio::select! {
-            status = &mut wait => return status,
+            status = &mut wait => return status.map(Outcome::Exited),
             Some(number) = signals.recv() => {
                 // The process may have ended meanwhile: the wait tells.
                 let _ = shim.kill(exec_id, number, false).await;
             }
             () = changed(&mut resized) => resize(shim, exec_id).await,
-            () = ended(&mut stdin) => {
-                let _ = shim.close_stdin(exec_id).await;
-            }
+            end = ended(&mut stdin) => match end {
+                StdinEnd::Detached => return Ok(Outcome::Detached),
+                StdinEnd::Eof => drop(shim.close_stdin(exec_id).await),
+            },
         }
     }
 }
@@ -75,12 +86,13 @@ async fn changed(stream: &mut Option<Signal>) {
     std::future::pending().await
 }
 
-async fn ended(stdin: &mut Option<oneshot::Receiver<()>>) {
+async fn ended(stdin: &mut Option<oneshot::Receiver<StdinEnd>>) -> StdinEnd {
     match stdin {
         Some(receiver) => {
             // An error tells that the thread is gone, which is the end of the input too.
-            let _ = receiver.await;
+            let end = receiver.await.unwrap_or(StdinEnd::Eof);
             *stdin = None;
+            end
         }
         None => std::future::pending().await,
     }

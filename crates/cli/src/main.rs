@@ -11,6 +11,7 @@
 mod args;
 mod attach;
 mod commands;
+mod detach;
 mod duration;
 mod etc;
 mod names;

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use containerd_shim_protos::api::{
     CloseIORequest, CreateTaskRequest, DeleteRequest, DeleteResponse, ExecProcessRequest, KillRequest,
-    ResizePtyRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse, WaitRequest,
+    ResizePtyRequest, ShutdownRequest, StartRequest, StateRequest, StateResponse, UpdateTaskRequest,
+    WaitRequest,
 };
 use containerd_shim_protos::protobuf::Message;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::context::{self, Context};
 use containerd_shim_protos::ttrpc::{Code, Error as RpcError};
+use nacre_protocol::task::{LEAVE_TYPE_URL, Leave};
 
 /// containerd namespace of the containers that this command line makes.
 const NAMESPACE: &str = "nacre";
@@ -197,6 +199,16 @@ impl Shim {
             ..Default::default()
         };
         self.client.close_io(soon(), &request).await?;
+        Ok(())
+    }
+
+    /// Leaves a process to itself.
+    pub(crate) async fn leave(&self, leave: &Leave) -> Result<(), ShimError> {
+        // Strings and a word: they always have a JSON form.
+        let value = serde_json::to_vec(leave).map_err(|error| RpcError::Others(error.to_string()))?;
+        let resources = any(LEAVE_TYPE_URL, value);
+        let request = UpdateTaskRequest { id: self.id.clone(), resources, ..Default::default() };
+        self.client.update(soon(), &request).await?;
         Ok(())
     }
 

@@ -21,6 +21,8 @@ use rustix::pipe::SpliceFlags;
 use rustix::termios::{OptionalActions, Termios, Winsize, isatty, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::sync::oneshot;
 
+use crate::detach::{DetachKeys, Filter, Typed};
+
 /// Bytes moved by one call.
 const CHUNK: usize = 1 << 20;
 
@@ -78,21 +80,37 @@ impl Fifos {
         Ok(Readers { stdout: open(&self.stdout)?, stderr: self.stderr.as_ref().map(open).transpose()? })
     }
 
-    /// Starts to copy this process's stdin; the receiver is told when it has ended.
-    pub(crate) fn copy_stdin(&self) -> Result<Option<oneshot::Receiver<()>>, StdioError> {
+    /// Starts to copy this process's stdin, on a terminal until its keys are typed; the receiver is told of its end.
+    pub(crate) fn copy_stdin(
+        &self,
+        keys: Option<DetachKeys>,
+    ) -> Result<Option<oneshot::Receiver<StdinEnd>>, StdioError> {
         let Some(path) = self.stdin.clone() else { return Ok(None) };
         let (ended, receiver) = oneshot::channel();
         let copy_all = move || {
             // The open waits for the shim's reader. An error here or in the copy means that the container no
             // longer reads, which is the end of the input as far as it goes.
-            if let Ok(fifo) = File::options().write(true).open(&path) {
-                let _ = copy(io::stdin().as_fd().try_clone_to_owned(), fifo.into());
-            }
-            let _ = ended.send(());
+            let copied = File::options().write(true).open(&path).and_then(|fifo| {
+                let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+                match keys {
+                    Some(keys) => copy_typed(stdin.into(), fifo, Filter::new(keys)),
+                    None => copy(Ok(stdin), fifo.into()).map(|()| StdinEnd::Eof),
+                }
+            });
+            let _ = ended.send(copied.unwrap_or(StdinEnd::Eof));
         };
         thread::Builder::new().name("stdin".into()).spawn(copy_all).map_err(StdioError::Thread)?;
         Ok(Some(receiver))
     }
+}
+
+/// Why nothing more comes from stdin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StdinEnd {
+    /// Its end, or that of its reader.
+    Eof,
+    /// The detach keys were typed.
+    Detached,
 }
 
 impl Drop for Fifos {
@@ -198,6 +216,33 @@ fn copy_through_buffer(mut from: File, mut to: File) -> io::Result<()> {
     }
 }
 
+/// Moves what is typed, without the detach keys.
+fn copy_typed(mut from: File, mut to: File, mut filter: Filter) -> io::Result<StdinEnd> {
+    let mut buffer = [0; 4096];
+    loop {
+        let count = match from.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_readable(&from)?;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        match filter.push(buffer.get(..count).unwrap_or_default()) {
+            Typed::Input(bytes) => write_all(&mut to, &bytes)?,
+            Typed::Detached(bytes) => {
+                // A reader that is gone does not keep anybody from leaving.
+                let _ = write_all(&mut to, &bytes);
+                return Ok(StdinEnd::Detached);
+            }
+        }
+    }
+    write_all(&mut to, &filter.finish())?;
+    Ok(StdinEnd::Eof)
+}
+
 fn wait_readable(from: &File) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, poll};
     poll(&mut [PollFd::new(from, PollFlags::IN)], None)?;
@@ -272,6 +317,36 @@ mod tests {
         drop(writer);
         thread.join().unwrap().unwrap();
         assert_eq!(std::fs::read(target).unwrap(), data);
+    }
+
+    #[test]
+    fn typing_ends_at_the_detach_keys_and_nothing_of_them_is_passed_on() {
+        let (from, mut keyboard) = io::pipe().unwrap();
+        let (mut process, to) = io::pipe().unwrap();
+        let filter = Filter::new("ctrl-p,ctrl-q".parse().unwrap());
+        let copying = thread::spawn(move || {
+            copy_typed(File::from(OwnedFd::from(from)), File::from(OwnedFd::from(to)), filter).unwrap()
+        });
+        keyboard.write_all(b"top\x10\n").unwrap();
+        keyboard.write_all(b"x\x10\x11never").unwrap();
+        // The keyboard is still there: only the keys end the copying.
+        assert_eq!(copying.join().unwrap(), StdinEnd::Detached);
+        let mut got = Vec::new();
+        process.read_to_end(&mut got).unwrap();
+        assert_eq!(got, b"top\x10\nx");
+    }
+
+    #[test]
+    fn end_of_typing_gives_what_was_held_back() {
+        let (from, mut keyboard) = io::pipe().unwrap();
+        let (mut process, to) = io::pipe().unwrap();
+        keyboard.write_all(b"a\x10").unwrap();
+        drop(keyboard);
+        let filter = Filter::new("ctrl-p,ctrl-q".parse().unwrap());
+        let end = copy_typed(File::from(OwnedFd::from(from)), File::from(OwnedFd::from(to)), filter).unwrap();
+        let mut got = Vec::new();
+        process.read_to_end(&mut got).unwrap();
+        assert_eq!((end, got.as_slice()), (StdinEnd::Eof, b"a\x10".as_slice()));
     }
 
     #[test]

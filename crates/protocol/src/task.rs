@@ -1,5 +1,5 @@
-//! What `nacre` and the shim say to each other beyond containerd's Task API: the options of a Create request and
-//! two files in the bundle. All of it is JSON.
+//! What `nacre` and the shim say to each other beyond containerd's Task API: the options of a Create request, the
+//! departure of its caller, and two files in the bundle. All of it is JSON.
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +22,25 @@ pub const PHASES_FILE: &str = "phases.json";
 #[serde(deny_unknown_fields)]
 pub struct TaskOptions {
     /// What the shim does when the container has ended.
+    #[serde(default)]
+    pub on_exit: OnExit,
+}
+
+/// `type_url` of the `resources` in an UpdateTaskRequest whose value is a [`Leave`] as JSON.
+pub const LEAVE_TYPE_URL: &str = "types.nacre.dev/Leave";
+
+/// The caller that made a process goes away, and the process lives on (a detach key). The Task API has no request for
+/// this: containerd stays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Leave {
+    /// The exec; empty: the container's init. An exec that was left is forgotten when it has ended.
+    #[serde(default)]
+    pub exec_id: String,
+    /// Where output goes from now on that went to the caller's FIFOs: a URI as for stdout, or empty: nowhere.
+    #[serde(default)]
+    pub output: String,
+    /// What the shim does when the container has ended; at once, where it has.
     #[serde(default)]
     pub on_exit: OnExit,
 }

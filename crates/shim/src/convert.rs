@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::{CreateTaskRequest, StateResponse, Status};
-use nacre_protocol::task::{OPTIONS_TYPE_URL, TaskOptions};
+use nacre_protocol::task::{LEAVE_TYPE_URL, Leave, OPTIONS_TYPE_URL, TaskOptions};
 use nacre_sandbox::plan::Mount;
 use nacre_sandbox::sandbox::{CreateRequest, ProcessId, ProcessStatus};
 use nacre_sandbox::state::State;
@@ -62,6 +62,16 @@ fn task_options(options: Option<&Any>) -> Result<TaskOptions, ConvertError> {
             serde_json::from_slice(&any.value).map_err(ConvertError::Options)
         }
         _ => Ok(TaskOptions::default()),
+    }
+}
+
+/// The departure of a caller, where an update is that.
+pub(crate) fn leave(resources: Option<&Any>) -> Result<Option<Leave>, ConvertError> {
+    match resources {
+        Some(any) if any.type_url == LEAVE_TYPE_URL => {
+            serde_json::from_slice(&any.value).map(Some).map_err(ConvertError::Options)
+        }
+        _ => Ok(None),
     }
 }
 
@@ -132,6 +142,18 @@ mod tests {
         let created = create_request(request(OPTIONS_TYPE_URL, r#"{"on_exit":"remove"}"#)).unwrap();
         assert_eq!(created.on_exit, OnExit::Remove);
         assert!(create_request(request(OPTIONS_TYPE_URL, r#"{"binary":"/x"}"#)).is_err());
+    }
+
+    #[test]
+    fn update_that_is_a_departure_is_told_from_one_of_limits() {
+        let any =
+            |url: &str, value: &str| Any { type_url: url.into(), value: value.into(), ..Any::default() };
+        let left =
+            leave(Some(&any(LEAVE_TYPE_URL, r#"{"exec_id":"x","on_exit":"remove"}"#))).unwrap().unwrap();
+        assert_eq!((left.exec_id.as_str(), left.output.as_str(), left.on_exit), ("x", "", OnExit::Remove));
+        assert!(leave(Some(&any(LEAVE_TYPE_URL, r#"{"binary":"/x"}"#))).is_err());
+        let limits = any("types.containerd.io/opencontainers/runtime-spec/1/LinuxResources", "{}");
+        assert_eq!((leave(Some(&limits)).unwrap(), leave(None).unwrap()), (None, None));
     }
 
     #[test]

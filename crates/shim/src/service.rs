@@ -129,6 +129,10 @@ impl Task for TaskService {
 
     async fn update(&self, _: &TtrpcContext, request: UpdateTaskRequest) -> Result<Empty> {
         let resources = convert::json(request.resources.as_ref(), "resources").map_err(invalid)?;
+        if let Some(leave) = convert::leave(request.resources.as_ref()).map_err(invalid)? {
+            self.sandbox.leave(request.id, leave).await.map_err(status)?;
+            return Ok(Empty::default());
+        }
         self.sandbox.update(request.id, resources).await.map_err(status)?;
         Ok(Empty::default())
     }

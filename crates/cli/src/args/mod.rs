@@ -8,6 +8,8 @@ use clap::{Args as ClapArgs, Parser, Subcommand};
 
 pub(crate) use run::RunArgs;
 
+use crate::detach::DetachKeys;
+
 /// Run OCI images, each container in a micro-VM of its own.
 #[derive(Debug, Parser)]
 #[command(name = "nacre", version, max_term_width = 110, arg_required_else_help = true)]
@@ -69,6 +71,9 @@ pub(crate) struct ExecArgs {
     /// Do not wait for the process
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Keys that leave the terminal and let the process live on
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub(crate) detach_keys: DetachKeys,
     /// Set an environment variable; without a value, take the caller's
     #[arg(short, long, value_name = "KEY[=VALUE]")]
     pub(crate) env: Vec<String>,

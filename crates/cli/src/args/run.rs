@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::detach::DetachKeys;
+
 /// Options that mean what they mean in Docker.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -19,6 +21,9 @@ pub(crate) struct RunArgs {
     /// Run in the background and print the container's id
     #[arg(short, long)]
     pub(crate) detach: bool,
+    /// Keys that leave the terminal and let the process live on
+    #[arg(long, value_name = "KEYS", default_value = "ctrl-p,ctrl-q")]
+    pub(crate) detach_keys: DetachKeys,
     /// Name of the container
     #[arg(long)]
     pub(crate) name: Option<String>,

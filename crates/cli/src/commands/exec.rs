@@ -4,12 +4,14 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use containerd_shim_protos::api::ExecProcessRequest;
+use nacre_protocol::task::Leave;
 use serde_json::{Value, json};
 
-use super::run::start_error;
+use super::run::{leave_behind, start_error};
 use crate::args::ExecArgs;
+use crate::attach::Outcome;
 use crate::record::{Records, read_json};
-use crate::shim::{self, Shim, ShimError};
+use crate::shim::{self, Shim};
 use crate::stdio::{Fifos, RawTerminal, window};
 use crate::{attach, names, spec};
 
@@ -33,7 +35,11 @@ pub(super) fn run(root: &Path, args: &ExecArgs) -> Result<u8> {
             shim.exec(request(&exec_id, args, [String::new(), String::new(), String::new()], &process)?)
                 .await?;
             shim.start(&exec_id).await.map_err(start_error)?;
-            return Ok(0);
+            return match shim.leave(&Leave { exec_id, ..Leave::default() }).await {
+                // The container may have ended meanwhile, and the process with it.
+                Err(error) if !error.is_gone() => Err(error.into()),
+                _ => Ok(0),
+            };
         }
         attached(&shim, &bundle, &exec_id, args, &process).await
     })
@@ -57,12 +63,17 @@ async fn attached(shim: &Shim, bundle: &Path, exec_id: &str, args: &ExecArgs, pr
         }
     };
     let copies = readers.start()?;
-    let stdin = fifos.copy_stdin()?;
-    let waited: Result<u32, ShimError> = attach::until_exit(shim, exec_id, args.tty, stdin).await;
+    let stdin = fifos.copy_stdin(args.tty.then(|| args.detach_keys.clone()))?;
+    let waited = attach::until_exit(shim, exec_id, args.tty, stdin).await;
+    if let Ok(Outcome::Detached) = waited {
+        leave_behind(shim, &Leave { exec_id: exec_id.to_owned(), ..Leave::default() }, copies, terminal)
+            .await?;
+        return Ok(0);
+    }
     drop(terminal);
     let deleted = shim.delete(exec_id).await;
     let written = copies.finish();
-    let status = waited?;
+    let Outcome::Exited(status) = waited? else { return Ok(0) };
     deleted?;
     written.context("cannot write the process's output")?;
     Ok(u8::try_from(status).unwrap_or(u8::MAX))

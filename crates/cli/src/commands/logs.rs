@@ -1,4 +1,4 @@
-//! `nacre logs`: what a detached container wrote, each line to the stream that it was written to.
+//! `nacre logs`: what a container wrote while nobody was with it, each line to the stream that it was written to.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -21,14 +21,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 pub(super) fn run(root: &Path, args: &LogsArgs) -> Result<()> {
     let records = Records::open(root)?;
     let record = records.find(&args.container)?;
-    if !record.detached {
+    let path = records.bundle(&record.id).join(LOG_FILE);
+    if !record.detached && !path.exists() {
         bail!("container {} ran in the foreground: its output was not kept (run it with -d)", record.name);
     }
     let tail = match args.tail.as_deref() {
         None | Some("all") => None,
         Some(text) => Some(text.parse::<usize>().with_context(|| format!("invalid --tail {text:?}"))?),
     };
-    let path = records.bundle(&record.id).join(LOG_FILE);
     let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !args.follow => return Ok(()),

@@ -7,12 +7,13 @@ use anyhow::{Context, Result, bail};
 use containerd_shim_protos::api::{CreateTaskRequest, Mount};
 use nacre_image::Store;
 use nacre_protocol::task::{
-    EXIT_FILE, ExitRecord, LOG_SCHEME, OPTIONS_TYPE_URL, OnExit, PHASES_FILE, TaskOptions,
+    EXIT_FILE, ExitRecord, LOG_SCHEME, Leave, OPTIONS_TYPE_URL, OnExit, PHASES_FILE, TaskOptions,
 };
 
 use super::Exit;
 use super::kill::parse_signal;
 use crate::args::RunArgs;
+use crate::attach::Outcome;
 use crate::record::{Record, Records, read_json, write_json};
 use crate::shim::{self, Shim, ShimError};
 use crate::spec::{self, Identity};
@@ -49,13 +50,16 @@ pub(super) fn run(root: &Path, args: &RunArgs) -> Result<u8> {
             container.run_attached(&image, args).await
         }
     });
-    copy_phases(&container.bundle, args.phases.as_deref(), outcome.is_ok())?;
     match outcome {
-        Ok(status) if args.detach => {
-            println!("{}", container.record.id);
-            Ok(status)
+        Ok(Outcome::Detached) => {
+            if args.detach {
+                println!("{}", container.record.id);
+            }
+            Ok(0)
         }
-        Ok(status) => {
+        Ok(Outcome::Exited(status)) => {
+            copy_phases(&container.bundle, args.phases.as_deref())?;
+            let status = u8::try_from(status).unwrap_or(u8::MAX);
             if args.rm {
                 records.remove(&container.record.id)?;
                 store.release(&container.record.id)?;
@@ -161,11 +165,10 @@ impl Container {
     }
 
     /// Starts the container and leaves it to its shim.
-    async fn run_detached(&self, image: &LocalImage) -> Result<u8> {
-        let log = format!("{LOG_SCHEME}://{}", self.bundle.join(LOG_FILE).display());
+    async fn run_detached(&self, image: &LocalImage) -> Result<Outcome> {
+        let log = self.log();
         let stderr = if self.record.tty { String::new() } else { log.clone() };
-        let on_exit = if self.record.remove { OnExit::Remove } else { OnExit::Shutdown };
-        let request = self.request(image, [String::new(), log, stderr], on_exit)?;
+        let request = self.request(image, [String::new(), log, stderr], self.when_left())?;
         let address = shim::start(&self.bundle, &self.record.id)?;
         let shim = Shim::connect_to(&address, &self.record.id).await?;
         let started = async {
@@ -176,11 +179,21 @@ impl Container {
             end(&shim).await;
             return Err(start_error(error));
         }
-        Ok(0)
+        Ok(Outcome::Detached)
+    }
+
+    /// Where the output goes that nobody is there to read.
+    fn log(&self) -> String {
+        format!("{LOG_SCHEME}://{}", self.bundle.join(LOG_FILE).display())
+    }
+
+    /// What the shim does by itself when the container has ended and nobody is there.
+    fn when_left(&self) -> OnExit {
+        if self.record.remove { OnExit::Remove } else { OnExit::Shutdown }
     }
 
     /// Starts the container, joins its streams to ours and waits for its end.
-    async fn run_attached(&self, image: &LocalImage, args: &RunArgs) -> Result<u8> {
+    async fn run_attached(&self, image: &LocalImage, args: &RunArgs) -> Result<Outcome> {
         let fifos = Fifos::make(&self.bundle, "", args.interactive, args.tty)?;
         let readers = fifos.open_readers()?;
         let request = self.request(image, fifos.paths(), OnExit::Wait)?;
@@ -197,10 +210,18 @@ impl Container {
             end(&shim).await;
             return Err(start_error(error));
         }
-        let stdin = fifos.copy_stdin()?;
-        let waited = attach::until_exit(&shim, "", args.tty, stdin).await;
-        drop(terminal);
-        self.finish(&shim, waited, copies, args.phases.is_some()).await
+        let stdin = fifos.copy_stdin(args.tty.then(|| args.detach_keys.clone()))?;
+        match attach::until_exit(&shim, "", args.tty, stdin).await {
+            Ok(Outcome::Detached) => {
+                let leave = Leave { output: self.log(), on_exit: self.when_left(), ..Leave::default() };
+                leave_behind(&shim, &leave, copies, terminal).await?;
+                Ok(Outcome::Detached)
+            }
+            waited => {
+                drop(terminal);
+                self.finish(&shim, waited, copies, args.phases.is_some()).await
+            }
+        }
     }
 
     /// Ends the shim and tells a failure of the VM as such. The VM's last moments are not waited for, since nobody
@@ -208,10 +229,10 @@ impl Container {
     async fn finish(
         &self,
         shim: &Shim,
-        waited: Result<u32, ShimError>,
+        waited: Result<Outcome, ShimError>,
         copies: Copies,
         wait_for_phases: bool,
-    ) -> Result<u8> {
+    ) -> Result<Outcome> {
         if waited.is_err() {
             shim.shutdown(true).await;
         }
@@ -224,11 +245,25 @@ impl Container {
         if let Some(failure) = failure {
             bail!("the container's VM failed: {failure}");
         }
-        let status = waited?;
+        let outcome = waited?;
         deleted?;
         written.context("cannot write the container's output")?;
-        Ok(u8::try_from(status).unwrap_or(u8::MAX))
+        Ok(outcome)
     }
+}
+
+/// Leaves a process to itself, with its output up to now on the screen.
+pub(super) async fn leave_behind(
+    shim: &Shim,
+    leave: &Leave,
+    copies: Copies,
+    terminal: Option<RawTerminal>,
+) -> Result<()> {
+    let left = shim.leave(leave).await;
+    drop(terminal);
+    left.context("cannot leave the process")?;
+    // The shim has closed its ends of the fifos.
+    copies.finish().context("cannot write the process's output")
 }
 
 /// Ends a shim whose container did not start. An error tells that it is gone, which is what is wanted.
@@ -267,8 +302,8 @@ fn write_cidfile(path: &Path, id: &str) -> Result<()> {
         .with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn copy_phases(bundle: &Path, target: Option<&Path>, succeeded: bool) -> Result<()> {
-    let Some(target) = target.filter(|_| succeeded) else { return Ok(()) };
+fn copy_phases(bundle: &Path, target: Option<&Path>) -> Result<()> {
+    let Some(target) = target else { return Ok(()) };
     let from = bundle.join(PHASES_FILE);
     fs::copy(&from, target)
         .with_context(|| format!("cannot copy {} to {}", from.display(), target.display()))?;

@@ -226,6 +226,13 @@ mod tests {
     }
 
     #[test]
+    fn detach_keys_are_dockers_unless_others_are_given() {
+        assert_eq!(run_args(&["img"]).detach_keys, "ctrl-p,ctrl-q".parse().unwrap());
+        assert_eq!(run_args(&["--detach-keys", "ctrl-x,x", "img"]).detach_keys, "ctrl-x,x".parse().unwrap());
+        assert!(Args::try_parse_from(["nacre", "run", "--detach-keys", "ctrl-", "img"]).is_err());
+    }
+
+    #[test]
     fn relative_workdir_is_refused() {
         assert!(spec(&["-w", "tmp", "img"]).is_err());
     }

@@ -3,6 +3,7 @@
 use std::collections::btree_map::Entry;
 
 use nacre_protocol::id::ContainerId;
+use nacre_protocol::task::Leave;
 use tracing::info;
 
 use super::{Core, ExitInfo, Process, ProcessId, Reply, SandboxEvent, answer};
@@ -108,6 +109,24 @@ impl Core {
 
     pub(super) fn close_stdin(&mut self, id: &ProcessId) -> Result<(), SandboxError> {
         self.container(&id.container)?.process(id)?.streams.close_stdin();
+        Ok(())
+    }
+
+    /// Whoever made the process goes away: what waited for that caller happens by itself from now on.
+    pub(super) async fn leave(&mut self, container: &str, leave: &Leave) -> Result<(), SandboxError> {
+        let id = ProcessId { container: container.to_owned(), exec: leave.exec_id.clone() };
+        let container = self.container(container)?;
+        let process = container.process(&id)?;
+        process.streams.redirect(&leave.output)?;
+        process.left = true;
+        let ended = process.state == State::Stopped;
+        if id.exec.is_empty() {
+            container.on_exit = leave.on_exit;
+        }
+        info!(container = id.container, exec = id.exec, "process was left");
+        if ended {
+            self.after_end(&id).await;
+        }
         Ok(())
     }
 

@@ -110,8 +110,23 @@ impl Core {
             write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
         }
         self.publish(SandboxEvent::Exited { process: id.clone(), pid, exit }).await;
+        self.after_end(&id).await;
+    }
+
+    /// After the end of a process: what its caller would have asked for next, had it stayed.
+    pub(super) async fn after_end(&mut self, id: &ProcessId) {
         if id.exec.is_empty() {
-            self.init_ended().await;
+            return self.init_ended().await;
+        }
+        let left = self.container(&id.container).and_then(|container| container.process(id));
+        if left.is_ok_and(|process| process.left)
+            && let Err(error) = self.delete_exec(id).await
+        {
+            warn!(
+                exec = id.exec,
+                error = &error as &dyn std::error::Error,
+                "cannot forget an exec that was left"
+            );
         }
     }
 

@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Instant, SystemTime};
 
-use nacre_protocol::task::OnExit;
+use nacre_protocol::task::{Leave, OnExit};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
@@ -113,6 +113,7 @@ enum Request {
     Delete(ProcessId, Reply<(u32, ExitInfo)>),
     Resize(ProcessId, u32, u32, Reply<()>),
     CloseStdin(ProcessId, Reply<()>),
+    Leave(String, Leave, Reply<()>),
     Pause(String, Reply<()>),
     Resume(String, Reply<()>),
     Update(String, Vec<u8>, Reply<()>),
@@ -216,6 +217,7 @@ impl Core {
                 answer(reply, self.resize(&process, columns, rows).await);
             }
             Request::CloseStdin(process, reply) => answer(reply, self.close_stdin(&process)),
+            Request::Leave(container, leave, reply) => answer(reply, self.leave(&container, &leave).await),
             Request::Pause(container, reply) => answer(reply, self.pause(&container).await),
             Request::Resume(container, reply) => answer(reply, self.resume(&container).await),
             Request::Update(container, resources, reply) => {

@@ -67,11 +67,13 @@ pub(super) struct Process {
     pub(super) streams: Streams,
     pub(super) exit: Option<ExitInfo>,
     pub(super) waiters: Vec<Reply<ExitInfo>>,
+    /// Nobody will delete it.
+    pub(super) left: bool,
 }
 
 impl Process {
     pub(super) fn new(stdio: StdioRequest, streams: Streams) -> Self {
-        Self { state: State::Created, stdio, streams, exit: None, waiters: Vec::new() }
+        Self { state: State::Created, stdio, streams, exit: None, waiters: Vec::new(), left: false }
     }
 
     /// Records the end, once, and tells who waits.

@@ -1,5 +1,6 @@
 //! The handle: one method for each request.
 
+use nacre_protocol::task::Leave;
 use tokio::sync::{mpsc, oneshot};
 
 use super::board::Board;
@@ -98,6 +99,14 @@ impl Sandbox {
     /// See [`SandboxError`].
     pub async fn close_stdin(&self, process: ProcessId) -> Result<()> {
         self.ask(|reply| Request::CloseStdin(process, reply)).await
+    }
+
+    /// The caller that made a process leaves it to itself.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn leave(&self, container: String, leave: Leave) -> Result<()> {
+        self.ask(|reply| Request::Leave(container, leave, reply)).await
     }
 
     /// Freezes a container.

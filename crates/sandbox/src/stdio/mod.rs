@@ -11,6 +11,9 @@
 //! The stdin FIFO is opened when the process starts, not before: until then a caller's copying waits, and it cannot
 //! come to its end, and ask for CloseIO, before it has the answer to Create that it needs for that.
 //!
+//! A caller that leaves for good ([`Streams::redirect`]) has its outputs go elsewhere: a FIFO that nobody reads would
+//! fill and stop the process.
+//!
 //! An exit is reported when both outputs have reached their end of file and the last byte is in the caller's hands;
 //! or, where nothing moves for [`STALL`], because a reader has stopped or a grandchild holds the stream open.
 
@@ -93,6 +96,7 @@ pub struct StdioRequest {
 }
 
 /// Where an output goes.
+#[derive(Debug)]
 enum Sink {
     Pipe(AsyncFd<OwnedFd>),
     File(File),
@@ -119,6 +123,8 @@ pub struct Opened {
 pub struct Streams {
     stdin: Option<Stdin>,
     outputs: Vec<JoinHandle<()>>,
+    /// For each output into a FIFO: hands its task another place, once.
+    redirects: Vec<(&'static str, oneshot::Sender<Option<Sink>>)>,
     progress: Arc<Progress>,
     logger: Option<Logger>,
 }
@@ -270,9 +276,11 @@ impl Opened {
         }
         for output in self.outputs {
             let (dialer, progress) = (dialer.clone(), progress.clone());
+            let (sender, redirected) = oneshot::channel();
+            streams.redirects.push((output.stream, sender));
             streams.outputs.push(tokio::spawn(async move {
                 let stream = output.stream;
-                log_failure(stream, copy_output(&dialer, output, &progress).await);
+                log_failure(stream, copy_output(&dialer, output, redirected, &progress).await);
             }));
         }
         streams
@@ -319,15 +327,33 @@ async fn closed_by_reader(guest: &AsyncFd<OwnedFd>) -> io::Result<()> {
     Ok(())
 }
 
-async fn copy_output(dialer: &Dialer, output: Output, progress: &Progress) -> io::Result<()> {
+async fn copy_output(
+    dialer: &Dialer,
+    output: Output,
+    redirected: oneshot::Receiver<Option<Sink>>,
+    progress: &Progress,
+) -> io::Result<()> {
     let guest = dialer.open(output.token, Interest::READABLE).await?;
-    match output.sink {
-        Sink::Pipe(pipe) => copy::splice_all(&guest, &pipe, progress).await,
-        Sink::File(mut file) => {
-            copy::read_all(&guest, progress, |bytes| io::Write::write_all(&mut file, bytes)).await
+    let Sink::Pipe(pipe) = output.sink else { return copy_to(&guest, Some(output.sink), progress).await };
+    let sink = tokio::select! {
+        result = copy::splice_all(&guest, &pipe, progress) => return result,
+        // A splice that is given up has moved all or nothing, so no byte is lost between the two.
+        Ok(sink) = redirected => sink,
+    };
+    // The caller has what was written until here, and then the end of the FIFO.
+    drop(pipe);
+    copy_to(&guest, sink, progress).await
+}
+
+async fn copy_to(guest: &AsyncFd<OwnedFd>, sink: Option<Sink>, progress: &Progress) -> io::Result<()> {
+    match sink {
+        None => copy::read_all(guest, progress, |_| Ok(())).await,
+        Some(Sink::Pipe(pipe)) => copy::splice_all(guest, &pipe, progress).await,
+        Some(Sink::File(mut file)) => {
+            copy::read_all(guest, progress, |bytes| io::Write::write_all(&mut file, bytes)).await
         }
-        Sink::Json(mut lines) => {
-            let copied = copy::read_all(&guest, progress, |bytes| lines.push(bytes)).await;
+        Some(Sink::Json(mut lines)) => {
+            let copied = copy::read_all(guest, progress, |bytes| lines.push(bytes)).await;
             copied.and(lines.finish())
         }
     }
@@ -356,6 +382,25 @@ impl Streams {
             stdin.closed = true;
             stdin.writer = None;
         }
+    }
+
+    /// Sends outputs that go to the caller's FIFOs elsewhere from now on: to any form of [`Target`] but a logging
+    /// program, which would have to be there from the start. Files keep what they get.
+    ///
+    /// # Errors
+    /// See [`StdioError`]; the outputs then go where they went.
+    pub fn redirect(&mut self, target: &str) -> Result<(), StdioError> {
+        let target = Target::parse(target)?;
+        if let Target::Binary { path, .. } = &target {
+            return Err(TargetError::Scheme(crate::text::harmless(&path.to_string_lossy(), 256)).into());
+        }
+        let open = |(stream, _): &(&'static str, _)| open_sink(&target, stream, None);
+        let sinks = self.redirects.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        for ((_, task), sink) in self.redirects.drain(..).zip(sinks) {
+            // An output that has ended has nothing to send.
+            let _ = task.send(sink);
+        }
+        Ok(())
     }
 
     /// The part that has to be waited for before an exit is reported.

@@ -76,6 +76,25 @@ async fn output_reaches_its_fifo_to_the_last_byte_before_the_drain_ends() {
 }
 
 #[tokio::test]
+async fn redirect_to_a_logging_program_or_a_bad_path_is_refused_and_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut guest, dialer) = Guest::new(dir.path());
+    let stdout = fifo(dir.path(), "out");
+    let output = reader(&stdout);
+    let opened = open(&StdioRequest { stdout, ..StdioRequest::default() }, SOURCE).await.unwrap();
+    let names = opened.for_agent(None);
+    let mut streams = opened.connect(&dialer);
+    let missing = format!("file://{}/no/such/file", dir.path().display());
+    for bad in ["binary:///bin/cat?x=y", "http://x/y", &missing] {
+        assert!(streams.redirect(bad).is_err(), "{bad}");
+    }
+    let writer = std::thread::spawn(move || guest.stream(&names.stdout).write_all(b"still here").unwrap());
+    assert!(streams.take_drain().wait().await.outputs.is_empty());
+    writer.join().unwrap();
+    assert_eq!(output.join().unwrap(), b"still here");
+}
+
+#[tokio::test]
 async fn stdin_ends_only_after_close_stdin() {
     let dir = tempfile::tempdir().unwrap();
     let (mut guest, dialer) = Guest::new(dir.path());

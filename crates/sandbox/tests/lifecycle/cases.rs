@@ -1,8 +1,9 @@
 //! The tests.
 
+use std::io::Read;
 use std::time::{Duration, Instant};
 
-use nacre_protocol::task::{ExitRecord, OnExit, Phases};
+use nacre_protocol::task::{ExitRecord, Leave, LogLine, OnExit, Phases};
 use nacre_sandbox::agent::{AgentError, Reach};
 use nacre_sandbox::error::SandboxError;
 use nacre_sandbox::sandbox::{Force, SandboxEvent};
@@ -32,6 +33,9 @@ cases![
     paused_container_tells_so,
     detached_container_ends_its_sandbox_and_leaves_its_record,
     bundle_goes_with_a_container_that_is_to_be_removed,
+    container_that_its_caller_leaves_writes_a_log_and_ends_its_sandbox,
+    container_that_has_ended_when_it_is_left_ends_its_sandbox,
+    exec_that_its_caller_leaves_is_forgotten_at_its_end,
     shutdown_of_an_empty_sandbox_ends_it_and_of_a_full_one_not,
     dead_vmm_ends_every_process_with_137_and_says_why,
     guest_kernel_panic_at_boot_is_told_with_its_last_lines,
@@ -181,6 +185,71 @@ async fn bundle_goes_with_a_container_that_is_to_be_removed(mut host: Host) -> H
     host.sandbox.start(init()).await.unwrap();
     while host.next_event().await != SandboxEvent::Finished {}
     assert!(!host.path("bundle").exists());
+    host
+}
+
+async fn container_that_its_caller_leaves_writes_a_log_and_ends_its_sandbox(mut host: Host) -> Host {
+    let (stdin, stdout) = (host.fifo("in"), host.fifo("out"));
+    let stdio = StdioRequest { stdin: stdin.clone(), stdout: stdout.clone(), ..StdioRequest::default() };
+    host.create_with(&["cat"], stdio, OnExit::Wait).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    std::fs::write(&stdin, "before").unwrap();
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut fifo = std::fs::File::open(stdout).unwrap();
+        let mut bytes = [0; 6];
+        fifo.read_exact(&mut bytes).unwrap();
+        (fifo, bytes)
+    });
+    let (mut fifo, before) = reading.await.unwrap();
+    let output = format!("json-file://{}", host.path("log").display());
+    let leave = Leave { output, on_exit: OnExit::Shutdown, ..Leave::default() };
+    host.sandbox.leave("web".into(), leave).await.unwrap();
+    let rest = tokio::task::spawn_blocking(move || {
+        let mut rest = Vec::new();
+        fifo.read_to_end(&mut rest).unwrap();
+        rest
+    });
+    assert_eq!((&before, rest.await.unwrap()), (b"before", Vec::new()));
+    std::fs::write(&stdin, "after").unwrap();
+    host.sandbox.close_stdin(init()).await.unwrap();
+    while host.next_event().await != SandboxEvent::Finished {}
+    let log: LogLine = serde_json::from_slice(&std::fs::read(host.path("log")).unwrap()).unwrap();
+    assert_eq!((log.log.as_str(), log.stream.as_str()), ("after", "stdout"));
+    host
+}
+
+async fn container_that_has_ended_when_it_is_left_ends_its_sandbox(mut host: Host) -> Host {
+    host.create(&["exit", "0"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    host.sandbox.wait(init()).await.unwrap();
+    let leave = Leave { on_exit: OnExit::Remove, ..Leave::default() };
+    host.sandbox.leave("web".into(), leave).await.unwrap();
+    while host.next_event().await != SandboxEvent::Finished {}
+    assert!(!host.path("bundle").exists());
+    host
+}
+
+async fn exec_that_its_caller_leaves_is_forgotten_at_its_end(mut host: Host) -> Host {
+    host.create(&["sleep"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    let process = br#"{"args": ["sleep"], "cwd": "/"}"#.to_vec();
+    let leave = Leave { exec_id: "probe".into(), ..Leave::default() };
+    for ended in [false, true] {
+        host.sandbox.exec(exec("probe"), process.clone(), StdioRequest::default()).await.unwrap();
+        host.sandbox.start(exec("probe")).await.unwrap();
+        if !ended {
+            host.sandbox.leave("web".into(), leave.clone()).await.unwrap();
+        }
+        host.sandbox.signal(exec("probe"), 15, Reach::Process).await.unwrap();
+        // Not by a wait, which an exec that is forgotten no longer has.
+        while !matches!(host.next_event().await, SandboxEvent::Exited { .. }) {}
+        if ended {
+            host.sandbox.leave("web".into(), leave.clone()).await.unwrap();
+        }
+        let again = host.sandbox.leave("web".into(), leave.clone()).await;
+        assert!(matches!(again, Err(SandboxError::NoExec(_))), "{ended}");
+    }
+    assert_eq!(host.sandbox.status(&init()).unwrap().state, State::Running);
     host
 }
 
