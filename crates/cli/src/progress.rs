@@ -14,32 +14,41 @@ pub(crate) struct Display {
     bars: MultiProgress,
     layers: Mutex<HashMap<Digest, ProgressBar>>,
     terminal: bool,
-    /// Say nothing of an image that is here already.
-    quiet_when_here: bool,
+    tell: Tell,
+}
+
+/// How much is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tell {
+    /// Every step.
+    All,
+    /// What moves, and nothing of an image that is here already.
+    News,
+    /// Nothing: only how it ends counts.
+    Nothing,
 }
 
 impl Display {
-    pub(crate) fn new(quiet_when_here: bool) -> Self {
+    pub(crate) fn new(tell: Tell) -> Self {
         let terminal = isatty(std::io::stderr());
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        Self {
-            bars: MultiProgress::with_draw_target(target),
-            layers: Mutex::default(),
-            terminal,
-            quiet_when_here,
-        }
+        let draws = terminal && tell != Tell::Nothing;
+        let target = if draws { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        Self { bars: MultiProgress::with_draw_target(target), layers: Mutex::default(), terminal, tell }
     }
 
     pub(crate) fn event(&self, event: Event<'_>) {
+        if self.tell == Tell::Nothing {
+            return;
+        }
         match event {
             Event::Resolving { reference } => self.line(&format!("{reference}: asking the registry")),
-            Event::UpToDate { digest } if !self.quiet_when_here => {
+            Event::UpToDate { digest } if self.tell == Tell::All => {
                 self.line(&format!("{digest}: up to date"))
             }
             Event::Resolved { layers, missing_bytes, .. } if missing_bytes > 0 => {
                 self.line(&format!("{layers} layers, {} to fetch", size(missing_bytes)));
             }
-            Event::LayerExists { layer } if !self.quiet_when_here => {
+            Event::LayerExists { layer } if self.tell == Tell::All => {
                 self.line(&format!("{}: here already", name(layer)))
             }
             Event::LayerStarted { layer, size_bytes } => self.start(layer, size_bytes),

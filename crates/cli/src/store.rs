@@ -7,7 +7,7 @@ use nacre_image::registry::RegistryOptions;
 use nacre_image::{Image, PullOptions, Source, Store};
 
 use crate::args::run::PullPolicy;
-use crate::progress::Display;
+use crate::progress::{Display, Tell};
 use crate::record::Records;
 use crate::spec::ImageDefaults;
 
@@ -68,17 +68,12 @@ pub(crate) fn find_or_pull(
         bail!("no such image: {text}: it is not in the store, and --pull never forbids to ask a registry");
     }
     // Only the process's own output belongs on stdout.
-    Ok(pull(store, &source, options(insecure), true)?.into())
+    Ok(pull(store, &source, options(insecure), Tell::News)?.into())
 }
 
 /// Pulls or imports with progress on stderr.
-pub(crate) fn pull(
-    store: &Store,
-    source: &Source,
-    options: PullOptions,
-    quiet_when_here: bool,
-) -> Result<Image> {
-    let display = Display::new(quiet_when_here);
+pub(crate) fn pull(store: &Store, source: &Source, options: PullOptions, tell: Tell) -> Result<Image> {
+    let display = Display::new(tell);
     let progress = |event: nacre_image::Event<'_>| display.event(event);
     let image = match source {
         Source::Registry(reference) => {

@@ -4,7 +4,7 @@
 
 use serde::Deserialize;
 
-use super::{Container, Found, FoundLayer, ImportError, listed, oci};
+use super::{Container, Found, FoundLayer, ImportError, listed, names, oci};
 use crate::digest::Digest;
 use crate::manifest::MAX_DOCUMENT_BYTES;
 use crate::reference::Reference;
@@ -39,7 +39,7 @@ pub(super) fn find(container: &Container, select: Option<&str>) -> Result<Found,
         Ok(FoundLayer { name: name.clone(), digest, size: piece.size })
     };
     let layers = entry.layers.iter().map(layer).collect::<Result<_, ImportError>>()?;
-    let names = entry.tags().filter_map(|name| name.parse::<Reference>().ok()).collect();
+    let names = names::of_image(&container.path, entry.tags());
     Ok(Found { config, manifest: None, layers, names })
 }
 

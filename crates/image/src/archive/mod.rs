@@ -6,6 +6,7 @@
 mod container;
 mod docker;
 mod error;
+mod names;
 mod oci;
 mod tarfile;
 

@@ -1,9 +1,8 @@
 //! OCI image layouts (OCI image spec, image-layout.md).
 
-use super::{Container, Found, FoundLayer, ImportError, listed};
+use super::{Container, Found, FoundLayer, ImportError, listed, names};
 use crate::digest::{Digest, DigestError};
 use crate::manifest::{self, Descriptor, Document, MAX_DOCUMENT_BYTES, Manifest, ManifestError, Platform};
-use crate::reference::Reference;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const CONTAINERD_NAME: &str = "io.containerd.image.name";
@@ -25,7 +24,7 @@ pub(super) fn find(
         return Err(bad(ManifestError::Unknown("index.json is not an index".into())));
     };
     let entry = choose(container, &entries, select, platform)?;
-    let names = names_of(entry);
+    let names = names::of_image(&container.path, annotated(entry));
     let (digest, bytes, manifest) = resolve(container, entry.clone(), platform)?;
     let config = blob(container, &manifest.config)?;
     let layers = manifest
@@ -110,16 +109,6 @@ fn blob_name(digest: &Digest) -> String {
 fn annotated(entry: &Descriptor) -> impl Iterator<Item = &str> {
     let get = move |key: &str| entry.annotations.as_ref().and_then(|annotations| annotations.get(key));
     [get(REF_NAME), get(CONTAINERD_NAME)].into_iter().flatten().map(String::as_str)
-}
-
-/// Full image names among the annotations. A bare tag, which most tools write, names nothing by itself.
-fn names_of(entry: &Descriptor) -> Vec<Reference> {
-    let full = |name: &&str| name.contains('/') || name.contains(':');
-    let mut names: Vec<Reference> =
-        annotated(entry).filter(full).filter_map(|name| name.parse().ok()).collect();
-    names.sort();
-    names.dedup();
-    names
 }
 
 /// Also used for docker-archive, whose newer form names its files like this.

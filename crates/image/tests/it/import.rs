@@ -118,6 +118,34 @@ fn full_name_in_a_layout_becomes_the_images_name() {
 }
 
 #[test]
+fn image_of_a_layout_without_a_full_name_is_called_after_the_directory() {
+    let image = two_layers();
+    let bench = Bench::new();
+    let dir = bench.dir.path().join("My.Layout");
+    write_dir(&dir, &layout(&[("v1", &image)]));
+    bring(&bench, LocalKind::OciDir, &dir, None).unwrap();
+    assert_eq!(bench.store.find("localhost/my.layout:v1").unwrap().unwrap().id, image.id());
+    let listed = bench.store.list().unwrap();
+    assert_eq!(
+        listed[0].names.iter().map(|name| name.familiar()).collect::<Vec<_>>(),
+        ["localhost/my.layout:v1"]
+    );
+}
+
+#[test]
+fn saved_archive_without_tags_is_called_after_its_file() {
+    let tar = tar_of(&[("file", &noise(70_000))]);
+    let image = TestImage::new(vec![TestLayer::plain(&tar)]);
+    let mut files = saved(&image, &tar);
+    let untagged =
+        String::from_utf8(files["manifest.json"].clone()).unwrap().replace(r#"["demo/app:1"]"#, "null");
+    files.insert("manifest.json".into(), untagged.into_bytes());
+    let bench = Bench::new();
+    bring_tar(&bench, LocalKind::DockerArchive, &write_tar(&files)).unwrap();
+    assert_eq!(bench.store.find("localhost/archive").unwrap().unwrap().id, image.id());
+}
+
+#[test]
 fn saved_archive_is_imported_under_its_tag() {
     let tar = tar_of(&[("file", &noise(70_000))]);
     let image = TestImage::new(vec![TestLayer::plain(&tar)]);
