@@ -23,7 +23,6 @@ mod shim;
 mod spec;
 mod stdio;
 mod store;
-mod sys;
 
 use std::process::ExitCode;
 

@@ -2,12 +2,10 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::{Duration, Instant};
 
-use kvm_ioctls::{Cap, Kvm, VcpuExit};
+use kvm_ioctls::Cap;
+use nacre_kvm_probe::{Kvm, Ring0};
 use serde::Serialize;
-
-use crate::sys::GuestMemory;
 
 /// How a point stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -43,14 +41,6 @@ impl Finding {
         Self { what, verdict: Verdict::Bad, found: found.into(), advice: advice.into() }
     }
 }
-
-/// Ring-0 instructions a second below which a Linux guest does not boot in useful time. Hardware runs over 10^9,
-/// full emulation by QEMU some 10^8, the interpreting back-ends about 10^6.
-const MIN_RING0_RATE: f64 = 20.0e6;
-
-/// Rounds of the ring-0 loop, two instructions each: some 15 ms where ring 0 is interpreted, microseconds in
-/// hardware.
-const LOOP_ROUNDS: u16 = 10_000;
 
 /// Looks at everything.
 pub(crate) fn look(root: &Path) -> Vec<Finding> {
@@ -114,50 +104,18 @@ fn needed_capabilities() -> [(Cap, &'static str); 6] {
 
 fn ring0(kvm: &Kvm) -> Finding {
     const WHAT: &str = "ring 0";
-    match time_ring0(kvm) {
-        Ok(elapsed) => {
-            let rate = f64::from(LOOP_ROUNDS) * 2.0 / elapsed.as_secs_f64().max(1e-9);
-            let found = format!("{:.1} million instructions a second", rate / 1e6);
-            if rate >= MIN_RING0_RATE {
-                return Finding::ok(WHAT, format!("{found}: run by the processor"));
-            }
+    match Ring0::measure_on(kvm) {
+        Ok(speed) if speed.is_hardware() => Finding::ok(WHAT, format!("{speed}: run by the processor")),
+        Ok(speed) => {
             let advice = "this KVM interprets kernel code (a software back-end): Linux guests do not boot in useful \
                           time; use a machine with hardware KVM, or the lab: cargo xtask lab -- nacre check";
-            Finding::bad(WHAT, format!("{found}: interpreted"), advice)
+            Finding::bad(WHAT, format!("{speed}: interpreted"), advice)
         }
-        Err(error) => Finding::bad(WHAT, format!("a test VM failed: {error}"), "see dmesg for what KVM says"),
-    }
-}
-
-/// Runs a loop of real-mode code in a VM and tells how long it took, from the first instruction to the halt.
-/// The best of a few runs counts, since the first one pays for page faults.
-fn time_ring0(kvm: &Kvm) -> Result<Duration, kvm_ioctls::Error> {
-    // mov cx, ROUNDS; again: dec cx; jnz again; hlt
-    let rounds = LOOP_ROUNDS.to_le_bytes();
-    let code = [0xb9, rounds[0], rounds[1], 0x49, 0x75, 0xfd, 0xf4];
-    let memory = GuestMemory::page_with(&code).map_err(|errno| kvm_ioctls::Error::new(errno as i32))?;
-    let mut best = Duration::MAX;
-    {
-        let vm = kvm.create_vm()?;
-        memory.attach(&vm)?;
-        let mut vcpu = vm.create_vcpu(0)?;
-        let mut sregs = vcpu.get_sregs()?;
-        sregs.cs.base = 0;
-        sregs.cs.selector = 0;
-        vcpu.set_sregs(&sregs)?;
-        for _ in 0..3 {
-            let mut regs = vcpu.get_regs()?;
-            regs.rip = 0x1000;
-            regs.rflags = 2;
-            vcpu.set_regs(&regs)?;
-            let begin = Instant::now();
-            match vcpu.run()? {
-                VcpuExit::Hlt => best = best.min(begin.elapsed()),
-                _ => return Err(kvm_ioctls::Error::new(nix::errno::Errno::EIO as i32)),
-            }
+        Err(error) => {
+            let found = crate::output::error_line(&anyhow::Error::new(error));
+            Finding::bad(WHAT, found, "see dmesg for what KVM says")
         }
     }
-    Ok(best)
 }
 
 fn cpu_has_virtualization() -> bool {
@@ -264,14 +222,5 @@ mod tests {
         for finding in look(Path::new("/nonexistent")) {
             assert!(finding.verdict == Verdict::Ok || !finding.advice.is_empty(), "{finding:?}");
         }
-    }
-
-    #[test]
-    fn ring0_loop_runs_to_its_halt_where_kvm_is_there() {
-        let Ok(kvm) = Kvm::new() else {
-            eprintln!("no usable /dev/kvm here: nothing to time");
-            return;
-        };
-        assert!(time_ring0(&kvm).unwrap() > Duration::ZERO);
     }
 }

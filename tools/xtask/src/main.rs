@@ -17,7 +17,6 @@ mod guest;
 mod install;
 mod lab;
 mod packages;
-mod probe;
 mod process;
 mod project;
 mod suite;

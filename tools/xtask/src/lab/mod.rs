@@ -27,8 +27,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use nacre_kvm_probe::Ring0;
 
-use crate::probe::{self, Kvm};
 use crate::process::command;
 use crate::project::{Project, is_root};
 
@@ -135,13 +135,12 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
 
 /// Decides by a measurement where commands run.
 pub(crate) fn place() -> Place {
-    match probe::measure() {
-        Kvm::Hardware => Place::Direct,
-        other => {
-            eprintln!("    {other}: running in the lab");
-            Place::Emulated
-        }
+    match Ring0::measure() {
+        Ok(speed) if speed.is_hardware() => return Place::Direct,
+        Ok(speed) => eprintln!("    KVM interprets ring 0 ({speed}): running in the lab"),
+        Err(error) => eprintln!("    no KVM ({:#}): running in the lab", anyhow::Error::new(error)),
     }
+    Place::Emulated
 }
 
 /// Runs a job and returns its exit status.

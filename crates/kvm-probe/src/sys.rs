@@ -1,4 +1,4 @@
-//! The unsafe parts: guest memory for the KVM probe.
+//! The unsafe part: memory of the test VM.
 #![expect(unsafe_code, reason = "KVM takes the address of guest memory")]
 
 use std::num::NonZeroUsize;
@@ -7,6 +7,9 @@ use std::ptr::NonNull;
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
 use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+
+/// Guest physical address of the code.
+pub(crate) const CODE: u64 = 0x1000;
 
 /// Private anonymous memory that a VM may use as its own; it is unmapped when dropped.
 pub(crate) struct GuestMemory {
@@ -28,12 +31,12 @@ impl GuestMemory {
         Ok(Self { address, len: PAGE.get() })
     }
 
-    /// Gives the page to a VM at guest physical address 0x1000. The VM must be dropped before `self`.
+    /// Gives the page to a VM at [`CODE`]. The VM must be dropped before `self`.
     pub(crate) fn attach(&self, vm: &VmFd) -> Result<(), kvm_ioctls::Error> {
         let region = kvm_userspace_memory_region {
             slot: 0,
             flags: 0,
-            guest_phys_addr: 0x1000,
+            guest_phys_addr: CODE,
             memory_size: self.len as u64,
             userspace_addr: self.address.as_ptr() as u64,
         };
