@@ -23,9 +23,6 @@ pub enum MachineError {
     /// A device could not be made.
     #[error(transparent)]
     Device(#[from] DeviceError),
-    /// This build lacks the device.
-    #[error("{0} are not supported")]
-    Unsupported(&'static str),
     /// There is no balloon.
     #[error("the machine has no balloon")]
     NoBalloon,

@@ -43,7 +43,7 @@ impl From<MachineError> for Failure {
         let kind = match &error {
             MachineError::Slot(error) => slot_kind(error),
             MachineError::Device { .. } => FailureKind::Device,
-            MachineError::NoBalloon | MachineError::Unsupported(_) => FailureKind::State,
+            MachineError::NoBalloon => FailureKind::State,
             MachineError::BalloonTooLarge { .. } => FailureKind::Invalid,
             MachineError::Memory(_) | MachineError::Clock(_) => FailureKind::Resources,
         };
