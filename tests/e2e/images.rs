@@ -10,6 +10,13 @@ fn second_pull_moves_no_bytes() {
 }
 
 #[test]
+fn quiet_pull_prints_the_name_alone() {
+    let sandbox = TestSandbox::empty();
+    let out = sandbox.nacre(&["pull", "-q", &TestSandbox::image()]).ok();
+    assert_eq!((out.stdout.lines().count(), out.stderr.as_str()), (1, ""));
+}
+
+#[test]
 fn images_lists_what_was_pulled() {
     assert_eq!(TestSandbox::new().nacre(&["images", "-q"]).ok().stdout.lines().count(), 1);
 }

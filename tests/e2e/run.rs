@@ -80,6 +80,43 @@ fn hostname_is_set() {
 }
 
 #[test]
+fn hosts_hostname_and_resolv_conf_are_the_containers_own() {
+    let sandbox = TestSandbox::new();
+    let script = "cat /etc/hostname; grep -c localhost /etc/hosts; test -r /etc/resolv.conf && echo resolver";
+    let out = sandbox.run(&["--hostname", "pearl", "--read-only"], &["sh", "-c", script]).ok();
+    assert_eq!(out.stdout, "pearl\n2\nresolver\n");
+}
+
+#[test]
+fn own_file_of_the_user_stays_where_a_containers_own_would_be() {
+    let dir = tempfile::tempdir().unwrap();
+    let hosts = dir.path().join("hosts");
+    std::fs::write(&hosts, "192.0.2.1 pearl\n").unwrap();
+    let volume = format!("{}:/etc/hosts:ro", hosts.display());
+    assert_eq!(
+        TestSandbox::new().run(&["-v", &volume], &["cat", "/etc/hosts"]).ok().stdout,
+        "192.0.2.1 pearl\n"
+    );
+}
+
+#[test]
+fn init_passes_signals_on_reaps_and_gives_the_programs_status() {
+    let sandbox = TestSandbox::new();
+    let script = "test $$ != 1 && cat /proc/1/comm; exit 7";
+    let out = sandbox.run(&["--init"], &["sh", "-c", script]);
+    assert_eq!((out.status, out.stdout.as_str()), (7, "nacre-init\n"));
+    let id = sandbox.start(&["--init"], &["sleep", "1000"]);
+    sandbox.nacre(&["kill", "-s", "TERM", &id]).ok();
+    assert_eq!(sandbox.nacre(&["wait", &id]).ok().text(), "143");
+    sandbox.nacre(&["rm", &id]).ok();
+}
+
+#[test]
+fn init_reports_a_program_that_is_not_there() {
+    assert_eq!(TestSandbox::new().run(&["--init"], &["no-such-program"]).status, 127);
+}
+
+#[test]
 fn read_only_root_refuses_writes() {
     let out = TestSandbox::new().run(&["--read-only"], &["sh", "-c", "touch /x"]);
     assert_ne!(out.status, 0);
