@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use nacre_protocol::rpc::agent::{
-    ContainerRequest, CreateExecRequest, Empty, ResizeRequest, SignalRequest, Stdio,
+    BundleFile, ContainerRequest, CreateExecRequest, Empty, ResizeRequest, SignalRequest, Stdio,
 };
 use serde_json::{Value, json};
 use ttrpc::Code;
@@ -196,6 +196,35 @@ async fn processes_are_listed_frozen_and_thawed() {
     host.agent.signal(context(), &signal("cold", "", 9, true)).await.unwrap();
     assert_eq!(host.wait("cold", "").await.exit_status, 137);
     host.delete("cold", "").await.unwrap();
+}
+
+#[tokio::test]
+async fn files_of_the_request_reach_the_container_and_bad_ones_are_refused() {
+    let guest = TestGuest::new();
+    let host = Host::of(guest.guest.clone());
+    let mut spec = guest.spec("cat /etc/hosts");
+    let mount = json!({"destination": "/etc/hosts", "type": "bind", "source": "/run/nacre/files/m0", "options": ["rbind"]});
+    spec["mounts"].as_array_mut().unwrap().push(mount);
+    let file = |name: &str| BundleFile {
+        name: name.to_owned(),
+        content: b"192.0.2.1 pearl\n".to_vec(),
+        mode: 0o644,
+        ..Default::default()
+    };
+    let mut bad = create_request("files", &spec, Stdio::default());
+    bad.files = vec![file("../m0")];
+    let refused = host.agent.create_container(context(), &bad).await;
+    assert_eq!(code(refused).0, Code::INVALID_ARGUMENT);
+
+    let (stdio, mut streams) = host.streams().await;
+    let mut request = create_request("files", &spec, stdio);
+    request.files = vec![file("m0")];
+    host.agent.create_container(context(), &request).await.unwrap();
+    host.agent.start(context(), &process("files", "")).await.unwrap();
+    assert_eq!(text(&mut streams.stdout).await, "192.0.2.1 pearl\n");
+    host.wait("files", "").await;
+    host.delete("files", "").await.unwrap();
+    assert_eq!(left_behind(&guest.guest, "files"), [].into());
 }
 
 #[tokio::test]
