@@ -1,10 +1,11 @@
 //! The vhost-user device: takes chains off the queues and lets the FUSE server answer them.
 
-use std::io;
+use std::io::{self, Write};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-use fuse_backend_rs::api::server::Server;
+use fuse_backend_rs::abi::fuse_abi::{InHeader, Opcode, OutHeader};
+use fuse_backend_rs::api::server::{MAX_BUFFER_SIZE, Server};
 use fuse_backend_rs::passthrough::{CachePolicy, Config, PassthroughFs};
 use fuse_backend_rs::transport::{Reader, VirtioFsWriter};
 use vhost_fs::vhost_user::{VhostUserProtocolFeatures, VhostUserVirtioFeatures};
@@ -12,9 +13,10 @@ use vhost_user_backend::{VhostUserBackendMut, VringRwLock, VringT};
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue_fs::{DescriptorChain, QueueOwnedT};
-use vm_memory_fs::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
+use vm_memory_fs::{ByteValued, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::guard::GuardedFs;
 use crate::jail::SHARES;
 
 /// The high priority queue and one request queue (virtio 1.2, section 5.11.2).
@@ -28,11 +30,14 @@ const QUEUE_SIZE: usize = 1024;
 const CACHE_TIME: Duration = Duration::from_secs(1);
 
 type Memory = GuestMemoryAtomic<GuestMemoryMmap<()>>;
-type FuseServer = Server<Arc<PassthroughFs>>;
+type FuseServer = Server<GuardedFs>;
+
+/// Longest request and longest reply: the data of a write or a read, and a page for what stands before it.
+const MAX_MESSAGE: usize = MAX_BUFFER_SIZE as usize + 4096;
 
 /// The file system on the directory of the shares. It is made before the jail, for it opens /proc/self/fd, and opens
 /// the directory when the guest's FUSE_INIT comes, in the jail.
-pub(crate) fn file_system() -> io::Result<Arc<PassthroughFs>> {
+pub(crate) fn file_system() -> io::Result<GuardedFs> {
     let config = Config {
         root_dir: SHARES.to_owned(),
         cache_policy: CachePolicy::Auto,
@@ -44,9 +49,12 @@ pub(crate) fn file_system() -> io::Result<Arc<PassthroughFs>> {
         // File handles would need CAP_DAC_READ_SEARCH and open_by_handle_at, a way around the mount namespace.
         inode_file_handles: false,
         do_import: true,
+        killpriv_v2: true,
+        // Else the server remembers a number for each file that it ever saw, and a guest could make it remember more.
+        use_host_ino: true,
         ..Config::default()
     };
-    Ok(Arc::new(PassthroughFs::new(config)?))
+    Ok(GuardedFs(PassthroughFs::new(config)?))
 }
 
 /// State of the device.
@@ -86,13 +94,37 @@ impl FsBackend {
         Ok(())
     }
 
-    /// Lets the FUSE server answer one request; what does not even parse is given back unanswered.
+    /// Lets the FUSE server answer one request, and says what the reply's length is. What has no room for a request's
+    /// and a reply's header is given back unanswered.
     fn answer(&self, memory: &GuestMemoryMmap<()>, chain: Chain) -> u32 {
         let Ok(reader) = Reader::from_descriptor_chain(memory, chain.clone()) else { return 0 };
         let Ok(writer) = VirtioFsWriter::new(memory, chain) else { return 0 };
-        let written = self.server.handle_message(reader, writer.into(), None, None).unwrap_or(0);
-        u32::try_from(written).unwrap_or(u32::MAX)
+        // A look ahead, for the shape of the reply alone: the server takes its own copy of the header.
+        let Ok(header) = reader.clone().read_obj::<InHeader>() else { return 0 };
+        if reader.available_bytes() > MAX_MESSAGE || writer.available_bytes() > MAX_MESSAGE {
+            return refuse(header, writer);
+        }
+        let has_room = writer.available_bytes() >= size_of::<OutHeader>();
+        match self.server.handle_message(reader, writer.clone().into(), None, None) {
+            // The one reply whose length the server does not tell.
+            Ok(0) if header.opcode == Opcode::Destroy as u32 && has_room => HEADER_LEN,
+            Ok(written) => u32::try_from(written).unwrap_or(u32::MAX),
+            // The request does not parse, or its reply has no room.
+            Err(_) => refuse(header, writer),
+        }
     }
+}
+
+const HEADER_LEN: u32 = size_of::<OutHeader>() as u32;
+
+/// Answers `EINVAL`, where the request has an answer at all.
+fn refuse(request: InHeader, mut writer: VirtioFsWriter<'_>) -> u32 {
+    let no_reply = [Opcode::Forget as u32, Opcode::BatchForget as u32, Opcode::Interrupt as u32];
+    if no_reply.contains(&request.opcode) {
+        return 0;
+    }
+    let reply = OutHeader { len: HEADER_LEN, error: -libc::EINVAL, unique: request.unique };
+    if writer.write_all(reply.as_slice()).is_ok() { HEADER_LEN } else { 0 }
 }
 
 impl VhostUserBackendMut for FsBackend {

@@ -10,6 +10,7 @@
 //! ```
 
 mod backend;
+mod guard;
 mod jail;
 mod start;
 mod sys;

@@ -1,71 +1,14 @@
 //! `nacre-fs` as its owner sees it: the start message, the answer, the end.
-#![allow(missing_docs, reason = "a test")]
 
 use std::fs::File;
-use std::io::{IoSlice, Read};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::process::{Child, Command, Stdio};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
 
 use nacre_protocol::control::FailureKind;
-use nacre_protocol::fs::{Share, Start, StartReply};
-use nacre_protocol::vm::FdIndex;
-use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
 
-struct Server {
-    child: Child,
-    owner: OwnedFd,
-    /// The VMM's end of the vhost-user connection.
-    vmm: UnixStream,
-}
-
-impl Server {
-    /// Starts the server with one share; needs root, as the shim has.
-    fn start(share: &File, name: &str) -> Self {
-        assert!(nix::unistd::geteuid().is_root(), "this test makes mount namespaces: run it as root");
-        let (owner, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("fs.sock");
-        let listener = UnixListener::bind(&path).unwrap();
-        let vmm = UnixStream::connect(&path).unwrap();
-        // The socket arrives as stdin and is moved to the descriptor that the protocol names.
-        let child = Command::new("sh")
-            .args(["-c", "exec \"$0\" 3<&0 </dev/null", env!("CARGO_BIN_EXE_nacre-fs")])
-            .stdin(Stdio::from(theirs))
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let share_entry = Share { name: name.into(), file: FdIndex(1), read_only: true };
-        let start = Start { listener: FdIndex(0), shares: vec![share_entry] };
-        let bytes = serde_json::to_vec(&start).unwrap();
-        let fds: [RawFd; 2] = [listener.as_raw_fd(), share.as_raw_fd()];
-        let control = [ControlMessage::ScmRights(&fds)];
-        sendmsg::<()>(owner.as_raw_fd(), &[IoSlice::new(&bytes)], &control, MsgFlags::empty(), None).unwrap();
-        Self { child, owner, vmm }
-    }
-
-    fn reply(&self) -> StartReply {
-        let mut buffer = vec![0; 4096];
-        let count = recv(self.owner.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap();
-        serde_json::from_slice(&buffer[..count]).unwrap()
-    }
-
-    fn status_of(&self, key: &str) -> String {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
-        text.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim().to_owned()
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+use crate::process::Server;
 
 fn directory() -> (tempfile::TempDir, File) {
     let dir = tempfile::tempdir().unwrap();
@@ -77,7 +20,7 @@ fn directory() -> (tempfile::TempDir, File) {
 #[test]
 fn b2_server_is_jailed_before_it_answers() {
     let (_dir, file) = directory();
-    let server = Server::start(&file, "0");
+    let server = Server::start(&file, true, "0");
     assert_eq!(server.reply(), Ok(()));
     assert_eq!(server.status_of("NoNewPrivs:"), "1");
     assert_eq!(server.status_of("Seccomp:"), "2");
@@ -102,7 +45,7 @@ fn b2_server_is_jailed_before_it_answers() {
 #[test]
 fn server_ends_with_its_owner() {
     let (_dir, file) = directory();
-    let mut server = Server::start(&file, "0");
+    let mut server = Server::start(&file, true, "0");
     assert_eq!(server.reply(), Ok(()));
     let (unused, _) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::empty()).unwrap();
     drop(std::mem::replace(&mut server.owner, unused));
@@ -112,7 +55,7 @@ fn server_ends_with_its_owner() {
 #[test]
 fn server_ends_with_the_vmm() {
     let (_dir, file) = directory();
-    let mut server = Server::start(&file, "0");
+    let mut server = Server::start(&file, true, "0");
     assert_eq!(server.reply(), Ok(()));
     let (unused, _) = UnixStream::pair().unwrap();
     drop(std::mem::replace(&mut server.vmm, unused));
@@ -122,7 +65,7 @@ fn server_ends_with_the_vmm() {
 #[test]
 fn f01_share_named_as_a_path_is_refused_in_words() {
     let (_dir, file) = directory();
-    let mut server = Server::start(&file, "../etc");
+    let mut server = Server::start(&file, true, "../etc");
     let failure = server.reply().unwrap_err();
     assert_eq!(failure.kind, FailureKind::Invalid);
     assert!(failure.message.contains("../etc"), "{}", failure.message);
