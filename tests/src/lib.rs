@@ -5,11 +5,14 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`registry`] | [`TestRegistry`]: a registry that answers each request with the same failure |
 //! | [`sandbox`] | [`TestSandbox`]: a data directory with the image, `nacre` commands in it, logs on failure |
 //! | [`traces`] | [`Traces`]: processes, mounts, cgroups, sockets, links and files that nacre has on the machine |
 
+pub mod registry;
 pub mod sandbox;
 pub mod traces;
 
+pub use registry::TestRegistry;
 pub use sandbox::{Outcome, TestSandbox};
 pub use traces::{Traces, pids};

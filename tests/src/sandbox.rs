@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::sync::OnceLock;
 
 use tempfile::TempDir;
@@ -31,6 +31,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Runs a command to its end, with an empty standard input.
+    ///
+    /// # Panics
+    /// Where it cannot be run.
+    pub fn of(command: &mut Command) -> Self {
+        outcome(command, b"")
+    }
+
     /// The outcome of a command that must have succeeded.
     ///
     /// # Panics
@@ -130,6 +138,25 @@ impl TestSandbox {
         self.nacre(&arguments).ok().text().to_owned()
     }
 
+    /// Runs a shell script in a mount namespace of its own, with the data directory as `$NACRE_ROOT`: what it mounts is
+    /// seen by the script's commands alone, and gone with them.
+    pub fn script(&self, script: &str) -> Outcome {
+        let mut command = Command::new("timeout");
+        command.args([
+            "-k",
+            "5",
+            LIMIT_S,
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-euc",
+            script,
+        ]);
+        Outcome::of(command.env("NACRE_ROOT", &self.root))
+    }
+
     /// A Command for `nacre ARGUMENTS`, for tests that do something while it runs.
     pub fn command(&self, arguments: &[&str]) -> Command {
         command(&self.root, arguments)
@@ -161,9 +188,12 @@ fn command(root: &Path, arguments: &[&str]) -> Command {
 }
 
 fn nacre(root: &Path, arguments: &[&str], input: &[u8]) -> Outcome {
-    let mut command = command(root, arguments);
+    outcome(&mut command(root, arguments), input)
+}
+
+fn outcome(command: &mut Command, input: &[u8]) -> Outcome {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().expect("timeout and nacre are on PATH");
+    let mut child = command.spawn().expect("the test's commands are on PATH");
     let mut stdin = child.stdin.take().expect("standard input is a pipe");
     let input = input.to_owned();
     // A thread of its own: a command that prints before it has read all would otherwise wait for us.
@@ -173,14 +203,18 @@ fn nacre(root: &Path, arguments: &[&str], input: &[u8]) -> Outcome {
     });
     let output = child.wait_with_output().expect("the command can be waited for");
     feeder.join().expect("the feeder does not panic");
-    let status = output.status.code().unwrap_or_else(|| {
+    Outcome::from(output)
+}
+
+impl From<Output> for Outcome {
+    fn from(output: Output) -> Self {
         use std::os::unix::process::ExitStatusExt as _;
-        128 + output.status.signal().unwrap_or(0)
-    });
-    Outcome {
-        status,
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        let status = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+        Self {
+            status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
     }
 }
 

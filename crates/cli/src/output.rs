@@ -1,9 +1,13 @@
 //! What is printed: error lines, tables, short ids and times. Text from images and guests is escaped (A05).
 
 use std::fmt::Write as _;
+use std::io;
 
 /// Longest piece of foreign text on a terminal.
 const MAX_TEXT: usize = 2048;
+
+/// How an error that the disk's size causes begins.
+const DISK_FULL: &str = "disk full";
 
 /// The chain of an error on one line, causes after a colon, without what a cause repeats.
 pub(crate) fn error_line(error: &anyhow::Error) -> String {
@@ -17,6 +21,12 @@ pub(crate) fn error_line(error: &anyhow::Error) -> String {
             line.push_str(": ");
         }
         line.push_str(&text);
+    }
+    let full = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::StorageFull)
+    };
+    if error.chain().any(full) && !line.contains(DISK_FULL) {
+        line = format!("{DISK_FULL}: {line}; free some space, for example with `nacre system prune`");
     }
     escape(&line)
 }
@@ -80,6 +90,14 @@ mod tests {
     fn chain_is_one_line_without_repeats() {
         let error = anyhow::anyhow!("disk full").context("cannot write /x: disk full").context("cannot pull");
         assert_eq!(error_line(&error), "cannot pull: cannot write /x: disk full");
+    }
+
+    #[test]
+    fn full_disk_is_told_with_what_to_do() {
+        let error = anyhow::Error::new(io::Error::from_raw_os_error(nix::errno::Errno::ENOSPC as i32));
+        let line = error_line(&error.context("cannot use /data/containers"));
+        assert!(line.starts_with("disk full: cannot use /data/containers: No space left"), "{line}");
+        assert!(line.ends_with("for example with `nacre system prune`"), "{line}");
     }
 
     #[test]

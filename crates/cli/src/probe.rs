@@ -1,10 +1,11 @@
 //! What `nacre check` looks at, each with what to do about it.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
 
 use kvm_ioctls::Cap;
-use nacre_kvm_probe::{Kvm, Ring0};
+use nacre_kvm_probe::{Kvm, ProbeError, Ring0};
 use serde::Serialize;
 
 /// How a point stands.
@@ -41,6 +42,13 @@ impl Finding {
         Self { what, verdict: Verdict::Bad, found: found.into(), advice: advice.into() }
     }
 }
+
+/// Bytes of /proc/cpuinfo that hold the first processor's flags.
+const CPUINFO_BYTES: usize = 8192;
+
+/// What is told of a KVM that is of no use.
+const EMULATED: &str = "this KVM interprets kernel code (a software back-end): Linux guests do not boot in useful time; \
+                        use a machine with hardware KVM, or the lab: cargo xtask lab -- nacre check";
 
 /// Looks at everything.
 pub(crate) fn look(root: &Path) -> Vec<Finding> {
@@ -103,14 +111,15 @@ fn needed_capabilities() -> [(Cap, &'static str); 6] {
 }
 
 fn ring0(kvm: &Kvm) -> Finding {
+    judge_ring0(Ring0::measure_on(kvm))
+}
+
+/// What the speed of ring 0 means.
+fn judge_ring0(measured: Result<Ring0, ProbeError>) -> Finding {
     const WHAT: &str = "ring 0";
-    match Ring0::measure_on(kvm) {
+    match measured {
         Ok(speed) if speed.is_hardware() => Finding::ok(WHAT, format!("{speed}: run by the processor")),
-        Ok(speed) => {
-            let advice = "this KVM interprets kernel code (a software back-end): Linux guests do not boot in useful \
-                          time; use a machine with hardware KVM, or the lab: cargo xtask lab -- nacre check";
-            Finding::bad(WHAT, format!("{speed}: interpreted"), advice)
-        }
+        Ok(speed) => Finding::bad(WHAT, format!("{speed}: interpreted"), EMULATED),
         Err(error) => {
             let found = crate::output::error_line(&anyhow::Error::new(error));
             Finding::bad(WHAT, found, "see dmesg for what KVM says")
@@ -118,9 +127,30 @@ fn ring0(kvm: &Kvm) -> Finding {
     }
 }
 
+/// Why no container can be run here although there is a KVM. Hardware is not timed: a processor that offers VMX or SVM
+/// runs ring 0 itself. Whatever else is wrong is told by those who need it.
+pub(crate) fn emulation() -> Option<&'static str> {
+    if cpu_has_virtualization() {
+        return None;
+    }
+    let kvm = Kvm::new().ok()?;
+    let finding = ring0(&kvm);
+    (finding.advice == EMULATED).then_some(EMULATED)
+}
+
 fn cpu_has_virtualization() -> bool {
-    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    text.lines()
+    // The first processor's paragraph is enough, and is all that `run` waits for.
+    let mut start = Vec::with_capacity(CPUINFO_BYTES);
+    let read = fs::File::open("/proc/cpuinfo").and_then(|file| {
+        let mut limited = file.take(CPUINFO_BYTES as u64);
+        limited.read_to_end(&mut start)
+    });
+    read.is_ok() && offers_virtualization(&String::from_utf8_lossy(&start))
+}
+
+fn offers_virtualization(cpuinfo: &str) -> bool {
+    cpuinfo
+        .lines()
         .any(|line| line.starts_with("flags") && line.split(' ').any(|flag| matches!(flag, "vmx" | "svm")))
 }
 
@@ -215,6 +245,8 @@ fn directory(root: &Path) -> Finding {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -222,5 +254,40 @@ mod tests {
         for finding in look(Path::new("/nonexistent")) {
             assert!(finding.verdict == Verdict::Ok || !finding.advice.is_empty(), "{finding:?}");
         }
+    }
+
+    #[test]
+    fn interpreted_ring0_is_a_problem_that_names_a_way_out() {
+        // 20 000 instructions in 16 ms: 1.25 million a second.
+        let finding = judge_ring0(Ok(Ring0::of(Duration::from_millis(16))));
+        assert_eq!(finding.verdict, Verdict::Bad);
+        assert_eq!(finding.found, "1.2 million instructions a second: interpreted");
+        assert!(finding.advice.contains("hardware KVM") && finding.advice.contains("cargo xtask lab"));
+    }
+
+    #[test]
+    fn ring0_of_hardware_and_of_a_whole_emulated_machine_is_fine() {
+        assert_eq!(judge_ring0(Ok(Ring0::of(Duration::from_micros(9)))).verdict, Verdict::Ok);
+        assert_eq!(judge_ring0(Ok(Ring0::of(Duration::from_micros(200)))).verdict, Verdict::Ok);
+    }
+
+    #[test]
+    fn kvm_that_runs_no_vm_is_a_problem() {
+        let finding = judge_ring0(Err(ProbeError::Exit("a shutdown".into())));
+        assert_eq!(finding.verdict, Verdict::Bad);
+        assert!(finding.found.contains("a test VM ended"), "{finding:?}");
+    }
+
+    #[test]
+    fn virtualization_is_seen_in_the_flags_alone() {
+        assert!(offers_virtualization("model name : x\nflags\t\t: fpu svm sse\n"));
+        assert!(!offers_virtualization("model name : svm\nflags\t\t: fpu svmx sse\nbugs : svm\n"));
+    }
+
+    #[test]
+    fn emulation_is_what_the_whole_look_finds() {
+        let findings = look(Path::new("/nonexistent"));
+        let interpreted = findings.iter().any(|finding| finding.advice == EMULATED);
+        assert_eq!(emulation().is_some(), interpreted, "{findings:?}");
     }
 }

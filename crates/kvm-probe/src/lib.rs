@@ -63,7 +63,8 @@ impl Ring0 {
         Ok(Self::of(time_loop(kvm)?))
     }
 
-    fn of(time: Duration) -> Self {
+    /// The speed at which the test loop takes this long.
+    pub fn of(time: Duration) -> Self {
         Self { instructions_per_s: f64::from(TURNS) * 2.0 / time.as_secs_f64().max(1e-9) }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::agent::AgentError;
+use crate::config::{CONFIG_PATH, TIMEOUT_ENV};
 use crate::state::IllegalMove;
 use crate::vm::{VmError, VmExit};
 
@@ -98,7 +99,12 @@ pub enum SandboxError {
     #[error(transparent)]
     Vm(#[from] VmError),
     /// The guest did not come up.
-    #[error("the guest was not ready within {} ms: {exit}", timeout.as_millis())]
+    #[error(
+        "the guest was not ready within {} ms; {TIMEOUT_ENV} or timeouts.boot_ms in {CONFIG_PATH} allow more, and \
+         `nacre check` tells whether this machine is fast enough; {}",
+        timeout.as_millis(),
+        exit.last_lines()
+    )]
     BootTimeout {
         /// How long was waited.
         timeout: Duration,

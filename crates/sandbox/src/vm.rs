@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use nacre_protocol::control::{
-    Envelope, Event, ExitReason, Failure, FromVmm, Reply, Request, StartTimings, VmStats,
+    Envelope, Event, ExitReason, Failure, FailureKind, FromVmm, Reply, Request, StartTimings, VmStats,
 };
 use nacre_protocol::ports::{CONTROL_PORT, SHARES_TAG};
 use nacre_protocol::vm::{
@@ -31,10 +31,14 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use crate::channel::{self, Channel, ChannelError, FdTable};
-use crate::process::{Child, End};
+use crate::process::Child;
 use crate::sys::{self, Program};
 use crate::tail::{LogLines, TailReader};
 use crate::text::harmless;
+
+mod exit;
+
+pub use exit::VmExit;
 
 /// Bytes of the console that are kept.
 const CONSOLE_TAIL: usize = 64 * 1024;
@@ -44,9 +48,6 @@ const STDERR_TAIL: usize = 8 * 1024;
 
 /// Lines of its standard error that go into the log: a guest may know how to make it say more.
 const LOGGED_LINES: u32 = 200;
-
-/// Console lines that an error shows.
-const SHOWN_LINES: usize = 8;
 
 /// A VM that cannot be started or does not do what it is asked.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +72,7 @@ pub enum VmError {
     #[error("cannot speak to the VMM")]
     Channel(#[from] ChannelError),
     /// The VMM says no.
-    #[error("the VMM refused to {action}: {}", harmless(&failure.message, 1024))]
+    #[error("the VMM refused to {action}: {}{}", harmless(&failure.message, 1024), remedy(failure.kind))]
     Refused {
         /// What was asked.
         action: &'static str,
@@ -97,39 +98,13 @@ pub enum VmError {
     Ended(Arc<VmExit>),
 }
 
-/// Why and how a VM ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct VmExit {
-    /// How the process ended.
-    pub end: End,
-    /// What it said before.
-    pub reason: Option<ExitReason>,
-    /// Last lines of the guest's console.
-    pub console: Vec<String>,
-    /// Last lines of the VMM's standard error.
-    pub stderr: Vec<String>,
-}
-
-impl std::fmt::Display for VmExit {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match &self.reason {
-            Some(ExitReason::GuestReset) => f.write_str("the VM ended: the guest restarted the machine")?,
-            Some(ExitReason::Stopped) => f.write_str("the VM was stopped")?,
-            Some(ExitReason::VcpuFailed { vcpu, message }) => {
-                write!(f, "the VM ended: vCPU {vcpu} failed: {}", harmless(message, 256))?;
-            }
-            Some(ExitReason::Internal { message }) => write!(f, "the VM ended: {}", harmless(message, 512))?,
-            None => write!(f, "the VMM died ({})", self.end)?,
-        }
-        if !self.stderr.is_empty()
-            && !matches!(self.reason, Some(ExitReason::GuestReset | ExitReason::Stopped))
-        {
-            write!(f, "; its last words: {}", self.stderr.join(" | "))?;
-        }
-        if !self.console.is_empty() {
-            write!(f, "; last console lines: {}", self.console.join(" | "))?;
-        }
-        Ok(())
+/// What to do about a refusal, where the caller can do something.
+fn remedy(kind: FailureKind) -> &'static str {
+    match kind {
+        FailureKind::Image => "; build kernel and agent anew: `cargo xtask guest`",
+        FailureKind::Kvm => "; see `nacre check`",
+        FailureKind::Resources => "; free some memory, or ask for less",
+        FailureKind::Invalid | FailureKind::Device | FailureKind::Jail | FailureKind::State => "",
     }
 }
 
@@ -383,7 +358,7 @@ async fn wait_for_exit(mut exit: watch::Receiver<Option<Arc<VmExit>>>) -> Arc<Vm
     match exit.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(exit)) => exit.clone(),
         // The watching task was dropped with its runtime.
-        _ => Arc::new(VmExit { end: End::Unknown, reason: None, console: Vec::new(), stderr: Vec::new() }),
+        _ => Arc::new(VmExit::unknown()),
     }
 }
 
@@ -471,12 +446,7 @@ impl Watch {
         }
         self.serial.drain();
         self.stderr.drain();
-        let exit = VmExit {
-            end: self.child.reap(),
-            reason,
-            console: self.serial.tail.lines(SHOWN_LINES),
-            stderr: self.stderr.tail.lines(SHOWN_LINES),
-        };
+        let exit = VmExit::new(self.child.reap(), reason, &self.serial.tail, &self.stderr.tail);
         self.exit.send_replace(Some(Arc::new(exit)));
     }
 

@@ -19,7 +19,7 @@ use crate::shim::{self, Shim, ShimError};
 use crate::spec::{self, Identity};
 use crate::stdio::{Copies, Fifos, RawTerminal, window};
 use crate::store::{self, LocalImage};
-use crate::{attach, duration, etc, names};
+use crate::{attach, duration, etc, names, probe};
 
 /// Name of a detached container's log in its bundle.
 pub(super) const LOG_FILE: &str = "log.jsonl";
@@ -28,6 +28,9 @@ pub(super) const LOG_FILE: &str = "log.jsonl";
 pub(super) fn run(root: &Path, args: &RunArgs) -> Result<u8> {
     if args.tty && args.interactive && args.detach {
         tracing::debug!("a detached container's terminal has no input");
+    }
+    if let Some(why) = probe::emulation() {
+        bail!("no VM can run here: {why}");
     }
     let store = store::open(root)?;
     let image = store::find_or_pull(&store, &args.image, args.pull, args.insecure)?;
@@ -58,13 +61,13 @@ pub(super) fn run(root: &Path, args: &RunArgs) -> Result<u8> {
             Ok(0)
         }
         Ok(Outcome::Exited(status)) => {
-            copy_phases(&container.bundle, args.phases.as_deref())?;
+            let copied = copy_phases(&container.bundle, args.phases.as_deref());
             let status = u8::try_from(status).unwrap_or(u8::MAX);
             if args.rm {
                 records.remove(&container.record.id)?;
                 store.release(&container.record.id)?;
             }
-            Ok(status)
+            copied.map(|()| status)
         }
         Err(error) => {
             container.undo(&records, &store);
@@ -276,7 +279,10 @@ async fn end(shim: &Shim) {
 pub(super) fn start_error(error: ShimError) -> anyhow::Error {
     let text = error.to_string();
     let has = |words: &[&str]| words.iter().any(|word| text.contains(word));
-    let status = if has(&["executable file not found", "no such file or directory: unknown program"]) {
+    // The second is a script whose interpreter is not there.
+    let status = if has(&["executable file not found"])
+        || (text.starts_with("exec:") && has(&["no such file or directory"]))
+    {
         127
     } else if text.contains("exec") && has(&["permission denied", "exec format error", "is a directory"]) {
         126
@@ -323,6 +329,8 @@ mod tests {
     #[test]
     fn start_failures_have_dockers_statuses() {
         assert_eq!(status_of("exec: \"nope\": executable file not found in $PATH"), 127);
+        assert_eq!(status_of("exec: \"/script\": no such file or directory"), 127);
+        assert_eq!(status_of("cannot read /x: no such file or directory"), 125);
         assert_eq!(status_of("exec: \"/etc/passwd\": permission denied"), 126);
         assert_eq!(status_of("guest kernel is missing"), 125);
     }

@@ -40,7 +40,7 @@ pub enum RegistryError {
         what: &'static str,
     },
     /// A connection that broke, again and again.
-    #[error("connection to registry {host} broke")]
+    #[error("connection to registry {host} broke; try again later")]
     Broken {
         /// Who was called.
         host: String,
@@ -77,7 +77,7 @@ pub enum RegistryError {
         retry_after_s: Option<u64>,
     },
     /// 5xx, or another status that has no place here.
-    #[error("registry {host} answered with status {status}{note}")]
+    #[error("registry {host} answered with status {status}{note}; try again later, or ask who runs it")]
     Status {
         /// Who was called.
         host: String,
