@@ -12,7 +12,7 @@ fn disk_that_fills_while_pulling_is_told_and_freed() {
         "mount -t tmpfs -o size=1m none $NACRE_ROOT
          status=0; nacre pull -q {image} || status=$?
          find $NACRE_ROOT -type f -size +4k ! -path '*/layers/sha256/*.erofs'
-         nacre system prune > /dev/null; find $NACRE_ROOT -name '*.erofs'
+         nacre system prune -f > /dev/null; find $NACRE_ROOT -name '*.erofs'
          exit $status"
     ));
     // Docker's status of a pull that fails.
