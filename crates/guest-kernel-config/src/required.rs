@@ -37,7 +37,7 @@ pub const REQUIRED: &[Requirement] = required! {
     "cgroup v2 limits": CGROUPS MEMCG BLK_CGROUP BLK_DEV_THROTTLING CGROUP_SCHED CFS_BANDWIDTH CGROUP_PIDS
         CGROUP_HUGETLB CPUSETS CGROUP_MISC CGROUP_BPF;
     "seccomp profiles": SECCOMP SECCOMP_FILTER;
-    "BPF in containers, and the device cgroup": BPF_SYSCALL BPF_JIT;
+    "BPF in containers, and the device cgroup": BPF_SYSCALL;
     "confinement by the container itself": SECURITY_LANDLOCK;
     "system calls of common programs": FUTEX EPOLL SIGNALFD TIMERFD EVENTFD SHMEM AIO IO_URING MEMBARRIER RSEQ
         FHANDLE SYSVIPC POSIX_MQUEUE MEMFD_CREATE USERFAULTFD INOTIFY_USER FANOTIFY POSIX_TIMERS MULTIUSER;

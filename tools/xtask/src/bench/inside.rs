@@ -64,9 +64,11 @@ impl Bench {
         let copy = |from: &Path, name: &str| run(command("cp", ["-a"]).arg(from).arg(dir.path().join(name)));
         copy(&project.install_dir(), "nacre")?;
         copy(&project.target.join("demo/image"), "image")?;
-        let bench = Self { image: format!("oci:{}:python", dir.path().join("image").display()), dir };
+        let archive = format!("oci:{}:python", dir.path().join("image").display());
+        let mut bench = Self { image: String::new(), dir };
         bench.make_bundle()?;
-        run(bench.nacre().args(["pull", "-q", &bench.image]))?;
+        // From here on by the name that it has in the store.
+        bench.image = output(bench.nacre().args(["pull", "-q", &archive]))?.trim().to_owned();
         Ok(bench)
     }
 
