@@ -11,12 +11,14 @@ use nacre_protocol::ports::{CONTROL_PORT, HOST_CID, STREAM_PORT};
 use nacre_protocol::rpc::agent_ttrpc::create_agent;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 use tokio_vsock::{VMADDR_CID_ANY, VsockAddr, VsockListener, VsockStream};
 use ttrpc::r#async::Server;
 use ttrpc::r#async::transport::Listener;
 
 use crate::agent::Agent;
+use crate::container;
 use crate::service::Service;
 use crate::stream::accept_hosts;
 
@@ -42,6 +44,13 @@ pub enum ServerError {
 /// # Errors
 /// [`ServerError`].
 pub async fn run(agent: Arc<Agent>) -> Result<(), ServerError> {
+    // While the host answers; creation does without what fails here, and then says why.
+    let guest = agent.guest.clone();
+    spawn_blocking(move || {
+        if let Err(error) = container::warm_up(&guest) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "cannot prepare for containers");
+        }
+    });
     let any = VsockAddr::new(VMADDR_CID_ANY, STREAM_PORT);
     let listener = VsockListener::bind(any).map_err(ServerError::Listen)?;
     tokio::spawn(accept_hosts(listener, Arc::clone(&agent.streams)));

@@ -78,9 +78,9 @@ pub struct Phases {
     pub plan: f64,
     /// From there until the vCPUs run.
     pub vm_start: f64,
-    /// From there until the guest's PID 1 runs.
+    /// From there until the guest's PID 1 runs, and the way of the agent's answer to the host.
     pub kernel: f64,
-    /// From there until the agent is ready (`HelloReply` has arrived).
+    /// From the start of PID 1 until the agent has answered, on the guest's clock.
     pub agent: f64,
     /// The agent's mounts of the root file system.
     pub rootfs: f64,

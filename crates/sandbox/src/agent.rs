@@ -66,10 +66,8 @@ pub enum AgentError {
 pub struct Greeting {
     /// `uname -r` of the guest.
     pub kernel_release: String,
-    /// Microseconds from the boot of the guest's clock to PID 1.
-    pub init_started_us: u64,
-    /// Microseconds from there to the agent's being ready.
-    pub init_us: u64,
+    /// From the start of PID 1 to its answer, on the guest's clock, in microseconds.
+    pub agent_us: u64,
 }
 
 /// Microseconds that the agent spent.
@@ -167,8 +165,7 @@ impl Agent {
         let reply = within(timeout, "Hello", call).await?;
         Ok(Greeting {
             kernel_release: harmless(&reply.kernel_release, 128),
-            init_started_us: reply.init_started_us,
-            init_us: reply.ready_us.saturating_sub(reply.init_started_us),
+            agent_us: reply.replied_us.saturating_sub(reply.init_started_us),
         })
     }
 

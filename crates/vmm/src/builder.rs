@@ -35,8 +35,6 @@ pub mod devices;
 
 /// Largest initramfs.
 const MAX_INITRAMFS_BYTES: u64 = 1 << 30;
-/// Largest kernel file.
-const MAX_KERNEL_BYTES: u64 = 256 << 20;
 
 /// A machine that could not be started; the step is the variant.
 #[derive(Debug, thiserror::Error)]
@@ -162,9 +160,7 @@ fn load(
     kernel: OwnedFd,
     initramfs: OwnedFd,
 ) -> Result<(Kernel, boot_params::Initramfs), LoadError> {
-    let image = MappedFile::new(&File::from(kernel), MAX_KERNEL_BYTES).map_err(LoadError::ReadKernel)?;
-    let kernel = loader::load_kernel(memory, image.bytes())?;
-    drop(image);
+    let kernel = loader::load_kernel(memory, &File::from(kernel))?;
     let image =
         MappedFile::new(&File::from(initramfs), MAX_INITRAMFS_BYTES).map_err(LoadError::ReadInitramfs)?;
     let initramfs = loader::load_initramfs(memory, kernel, image.bytes())?;

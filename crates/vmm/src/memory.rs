@@ -15,6 +15,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::ptr;
 use std::sync::Arc;
 
@@ -178,6 +179,42 @@ impl Memory {
         }
     }
 
+    /// Lays pages of a file over guest memory, where it is private: the guest reads the host's cached pages, and gets
+    /// its own copy of each that it writes. Gives the host addresses that now have the file's bytes: none for memory
+    /// that is shared, and whole pages alone. The mapping stays as long as the memory.
+    ///
+    /// # Errors
+    /// The range is not memory, or cannot be mapped.
+    pub fn map_file(&self, file: &File, offset: u64, range: Range<u64>) -> io::Result<Range<usize>> {
+        let whole = range.start..range.end & !(PAGE as u64 - 1);
+        if self.file.is_some() || whole.is_empty() || !(offset | range.start).is_multiple_of(PAGE as u64) {
+            return Ok(0..0);
+        }
+        let len = usize::try_from(whole.end - whole.start).map_err(io::Error::other)?;
+        let slice = self.map.get_slice(GuestAddress(whole.start), len).map_err(io::Error::other)?;
+        let address = slice.ptr_guard_mut().as_ptr();
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the range lies within one mapping of ours, which nobody has a Rust reference into, and is replaced by
+        // one of the same length, access and lifetime; the descriptor is open for the length of the call.
+        let mapped = unsafe {
+            libc::mmap(
+                address.cast(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED | libc::MAP_NORESERVE,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        for advice in [libc::MADV_DONTDUMP, libc::MADV_DONTFORK] {
+            self.advise(GuestAddress(whole.start), len as u64, advice);
+        }
+        Ok(address as usize..address as usize + len)
+    }
+
     /// Small pages, and nothing of the guest in core dumps or child processes.
     fn advise_all(&self) {
         for region in self.map.iter() {
@@ -284,6 +321,30 @@ mod tests {
     fn file_cannot_be_cut() {
         let memory = Memory::new(Size::from_mib(48), Sharing::File).unwrap();
         assert!(memory.file.unwrap().set_len(0).is_err());
+    }
+
+    #[test]
+    fn file_over_memory_is_read_and_never_written() {
+        use std::io::Write;
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 3 * PAGE]).unwrap();
+        let memory = Memory::new(Size::from_mib(48), Sharing::Private).unwrap();
+        // Two whole pages; the half one behind them stays memory.
+        let mapped = memory.map_file(&file, PAGE as u64, 0x10_0000..0x10_0000 + 5 * PAGE as u64 / 2).unwrap();
+        assert_eq!(mapped.len(), 2 * PAGE);
+        let read = |at| memory.map().read_obj::<u8>(GuestAddress(at)).unwrap();
+        assert_eq!((read(0x10_0000), read(0x10_1fff), read(0x10_2000)), (7, 7, 0));
+        memory.map().write_obj(9u8, GuestAddress(0x10_0000)).unwrap();
+        let mut byte = [0];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut byte, PAGE as u64).unwrap();
+        assert_eq!((read(0x10_0000), byte[0]), (9, 7));
+    }
+
+    #[test]
+    fn shared_memory_takes_no_file() {
+        let memory = Memory::new(Size::from_mib(48), Sharing::File).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        assert!(memory.map_file(&file, 0, 0x10_0000..0x20_0000).unwrap().is_empty());
     }
 
     #[test]

@@ -9,7 +9,6 @@ use tokio::task::spawn_blocking;
 
 use super::error::ServiceError;
 use crate::agent::Agent;
-use crate::container;
 use crate::log::{self, Level};
 use crate::machine::network::{self, NetworkConfig};
 use crate::machine::{self, Facts, Identity};
@@ -25,13 +24,6 @@ pub(super) async fn hello(agent: Arc<Agent>, request: HelloRequest) -> Result<He
     }
     let (init_started_us, ready_us) = agent.boot_times_us();
     let Facts { kernel_release, memory_total_bytes, cpus_online } = Facts::gather();
-    // While the host prepares its first container; creation does without what fails here, and then says why.
-    let guest = agent.guest.clone();
-    spawn_blocking(move || {
-        if let Err(error) = container::warm_up(&guest) {
-            tracing::warn!(error = &error as &dyn std::error::Error, "cannot prepare for containers");
-        }
-    });
     Ok(HelloReply {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         kernel_release,
@@ -39,6 +31,7 @@ pub(super) async fn hello(agent: Arc<Agent>, request: HelloRequest) -> Result<He
         ready_us,
         memory_total_bytes,
         cpus_online,
+        replied_us: machine::boottime_us(),
         ..Default::default()
     })
 }

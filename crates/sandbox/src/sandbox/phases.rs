@@ -25,7 +25,8 @@ impl Times {
     pub(super) fn phases(&self, down: Instant) -> Phases {
         let boot = &self.boot;
         let guest = boot.ready - boot.running;
-        let kernel = Duration::from_micros(boot.greeting.init_started_us).min(guest);
+        // Not the kernel's part: the guest's clock begins some time after the guest.
+        let agent = Duration::from_micros(boot.greeting.agent_us).min(guest);
         let create = self.created - boot.ready;
         let rootfs = Duration::from_micros(self.create.rootfs_us).min(create);
         let started = self.started.unwrap_or(self.created);
@@ -34,8 +35,8 @@ impl Times {
         Phases {
             plan: millis(boot.vmm_spawned - self.requested),
             vm_start: millis(boot.running - boot.vmm_spawned),
-            kernel: millis(kernel),
-            agent: millis(guest - kernel),
+            kernel: millis(guest - agent),
+            agent: millis(agent),
             rootfs: millis(rootfs),
             container: millis(create - rootfs + start),
             run: millis(ended - started),
@@ -59,7 +60,7 @@ mod tests {
         zero + Duration::from_millis(millis)
     }
 
-    fn times(zero: Instant, init_started_us: u64) -> Times {
+    fn times(zero: Instant, agent_us: u64) -> Times {
         Times {
             requested: zero,
             boot: BootTimes {
@@ -67,7 +68,7 @@ mod tests {
                 running: at(zero, 12),
                 ready: at(zero, 102),
                 start: nacre_protocol::control::StartTimings::default(),
-                greeting: Greeting { kernel_release: String::new(), init_started_us, init_us: 5_000 },
+                greeting: Greeting { kernel_release: String::new(), agent_us },
             },
             create: CreateTimings { rootfs_us: 3_000, create_us: 9_000 },
             created: at(zero, 112),
@@ -80,7 +81,7 @@ mod tests {
     #[test]
     fn phases_follow_one_another() {
         let zero = Instant::now();
-        let phases = times(zero, 80_000).phases(at(zero, 210));
+        let phases = times(zero, 10_000).phases(at(zero, 210));
         let expected = Phases {
             plan: 2.0,
             vm_start: 10.0,
@@ -100,7 +101,7 @@ mod tests {
         let mut times = times(zero, u64::MAX);
         times.create.rootfs_us = u64::MAX;
         let phases = times.phases(at(zero, 210));
-        assert_eq!((phases.kernel, phases.agent, phases.rootfs), (90.0, 0.0, 10.0));
+        assert_eq!((phases.kernel, phases.agent, phases.rootfs), (0.0, 90.0, 10.0));
     }
 
     #[test]

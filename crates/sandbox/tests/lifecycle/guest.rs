@@ -208,7 +208,13 @@ impl Agent for Guest {
             std::future::pending::<()>().await;
         }
         let kernel_release = if self.mode == "giant" { "x".repeat(5 << 20) } else { "6.12.0".into() };
-        Ok(HelloReply { kernel_release, init_started_us: 1000, ready_us: 2000, ..HelloReply::default() })
+        Ok(HelloReply {
+            kernel_release,
+            init_started_us: 1000,
+            ready_us: 2000,
+            replied_us: 2500,
+            ..HelloReply::default()
+        })
     }
 
     async fn create_container(

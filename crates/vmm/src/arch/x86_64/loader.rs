@@ -4,6 +4,7 @@
 //! neither time nor memory beyond its own size (V26). The copy is by far the longest step of a start, so it is done
 //! once, from the mapped file to its place.
 
+use std::fs::File;
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
 
@@ -16,6 +17,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend, ReadVolatile, VolatileSlice};
 use super::boot_params::Initramfs;
 use super::layout;
 use crate::memory::{self, Memory};
+use crate::sys::MappedFile;
 
 /// Largest kernel image.
 const MAX_KERNEL_BYTES: u64 = 256 << 20;
@@ -33,6 +35,9 @@ pub enum LoadError {
     /// The file cannot be read.
     #[error("kernel cannot be read")]
     ReadKernel(#[source] io::Error),
+    /// Its pages cannot be laid over guest memory.
+    #[error("kernel cannot be mapped into guest memory")]
+    MapKernel(#[source] io::Error),
     /// The file is too small or too large to be one.
     #[error("kernel has {0} bytes, which no kernel has")]
     KernelSize(u64),
@@ -77,17 +82,21 @@ pub struct Kernel {
 }
 
 /// A kernel file as linux-loader reads it.
-struct Image<'a>(Cursor<&'a [u8]>);
+struct Image<'a> {
+    bytes: Cursor<&'a [u8]>,
+    /// Host addresses of guest memory that has the file's bytes already.
+    mapped: Range<usize>,
+}
 
 impl Read for Image<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+        self.bytes.read(buffer)
     }
 }
 
 impl Seek for Image<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.0.seek(to)
+        self.bytes.seek(to)
     }
 }
 
@@ -96,9 +105,13 @@ impl ReadVolatile for Image<'_> {
         &mut self,
         buffer: &mut VolatileSlice<'_, B>,
     ) -> Result<usize, VolatileMemoryError> {
-        let rest = usize::try_from(self.0.position()).ok().and_then(|at| self.0.get_ref().get(at..));
-        let count = copy(buffer, rest.unwrap_or_default())?;
-        self.0.set_position(self.0.position() + count as u64);
+        let rest = usize::try_from(self.bytes.position()).ok().and_then(|at| self.bytes.get_ref().get(at..));
+        let rest = rest.unwrap_or_default();
+        let start = buffer.ptr_guard_mut().as_ptr() as usize;
+        let there = if self.mapped.contains(&start) { self.mapped.end - start } else { 0 };
+        let there = there.min(buffer.len()).min(rest.len());
+        let count = there + copy(&buffer.offset(there)?, &rest[there..])?;
+        self.bytes.set_position(self.bytes.position() + count as u64);
         Ok(count)
     }
 }
@@ -118,9 +131,22 @@ fn copy<B: BitmapSlice>(to: &VolatileSlice<'_, B>, from: &[u8]) -> Result<usize,
 ///
 /// # Errors
 /// [`LoadError`].
-pub fn load_kernel(memory: &Memory, image: &[u8]) -> Result<Kernel, LoadError> {
-    memory.expect_dense(check_headers(image)?);
-    let image = &mut Image(Cursor::new(image));
+pub fn load_kernel(memory: &Memory, file: &File) -> Result<Kernel, LoadError> {
+    let image = MappedFile::new(file, MAX_KERNEL_BYTES).map_err(LoadError::ReadKernel)?;
+    let image = image.bytes();
+    let Layout { memory: Range { start, end }, constant } = check_headers(image)?;
+    let mapped = match constant {
+        Some(Constant { offset, memory: range }) => {
+            // The image is dense behind its constant part, and that comes first.
+            memory.expect_dense(range.end..end);
+            memory.map_file(file, offset, range).map_err(LoadError::MapKernel)?
+        }
+        None => 0..0,
+    };
+    if mapped.is_empty() {
+        memory.expect_dense(start..end);
+    }
+    let image = &mut Image { bytes: Cursor::new(image), mapped };
     let loaded = Elf::load(memory.map(), None, image, Some(GuestAddress(layout::HIGH_MEMORY)))
         .map_err(LoadError::Kernel)?;
     let entry = loaded.kernel_load.0;
@@ -130,13 +156,29 @@ pub fn load_kernel(memory: &Memory, image: &[u8]) -> Result<Kernel, LoadError> {
     Ok(Kernel { entry, end: loaded.kernel_end })
 }
 
-/// Checks what linux-loader trusts: the count of headers, the lengths, the addresses. Returns the addresses between
-/// which the kernel will lie.
-fn check_headers(image: &[u8]) -> Result<Range<u64>, LoadError> {
+/// Where a kernel will lie.
+struct Layout {
+    /// From its first segment's start to its last one's end.
+    memory: Range<u64>,
+    /// The segment that is not writable.
+    constant: Option<Constant>,
+}
+
+/// Text and constants, of which a guest changes few pages as it boots.
+struct Constant {
+    /// In the file.
+    offset: u64,
+    /// In guest memory.
+    memory: Range<u64>,
+}
+
+/// Checks what linux-loader trusts: the count of headers, the lengths, the addresses.
+fn check_headers(image: &[u8]) -> Result<Layout, LoadError> {
     const HEADER: usize = 64;
     const PROGRAM_HEADER: usize = 56;
     const PT_LOAD: u32 = 1;
     const PT_NOTE: u32 = 4;
+    const PF_W: u32 = 2;
     let size = image.len() as u64;
     if size < HEADER as u64 || size > MAX_KERNEL_BYTES {
         return Err(LoadError::KernelSize(size));
@@ -154,6 +196,7 @@ fn check_headers(image: &[u8]) -> Result<Range<u64>, LoadError> {
         .ok_or(LoadError::Header("program headers lie outside the file"))?;
     let mut loaded = 0u64;
     let (mut lowest, mut highest) = (u64::MAX, 0);
+    let mut constant = None;
     for header in table.chunks_exact(PROGRAM_HEADER) {
         let (kind, offset) = (field32(header, 0), field64(header, 8));
         let (address, in_file, in_memory) = (field64(header, 24), field64(header, 32), field64(header, 40));
@@ -173,13 +216,16 @@ fn check_headers(image: &[u8]) -> Result<Range<u64>, LoadError> {
                 return Err(LoadError::Header("a segment lies outside low extended memory"));
             };
             (lowest, highest) = (lowest.min(address), highest.max(end));
+            if field32(header, 4) & PF_W == 0 && constant.is_none() {
+                constant = Some(Constant { offset, memory: address..address + in_file });
+            }
         }
     }
     // Each byte of the file is loaded once at most: no header can multiply the work.
     if loaded == 0 || loaded > size {
         return Err(LoadError::Header("segments overlap in the file"));
     }
-    Ok(lowest..highest)
+    Ok(Layout { memory: lowest..highest, constant })
 }
 
 fn field16(bytes: &[u8], at: usize) -> u16 {

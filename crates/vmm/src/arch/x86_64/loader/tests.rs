@@ -1,6 +1,7 @@
 use super::*;
 use crate::memory::{Sharing, Size};
 use proptest::prelude::*;
+use std::io::Write as _;
 use vm_memory::Bytes;
 
 const ENTRY: u64 = 0x100_0000;
@@ -40,17 +41,40 @@ fn program_header(image: &mut [u8], index: usize, kind: u32, fields: [u64; 4]) {
     }
 }
 
+fn file(image: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(image).unwrap();
+    file
+}
+
 fn load(image: &[u8]) -> Result<Kernel, LoadError> {
-    load_kernel(&Memory::new(Size::from_mib(48), Sharing::Private).unwrap(), image)
+    load_kernel(&Memory::new(Size::from_mib(48), Sharing::Private).unwrap(), &file(image))
 }
 
 #[test]
 fn kernel_is_where_its_headers_say() {
+    // Mapped and copied: the guest sees the same.
+    for sharing in [Sharing::Private, Sharing::File] {
+        let memory = Memory::new(Size::from_mib(48), sharing).unwrap();
+        let kernel = load_kernel(&memory, &file(&image(|_| {}))).unwrap();
+        assert_eq!(kernel, Kernel { entry: ENTRY, end: ENTRY + 0x3000 });
+        assert_eq!(memory.map().read_obj::<u8>(GuestAddress(ENTRY + 0xfff)).unwrap(), 0x90);
+        assert_eq!(memory.map().read_obj::<u8>(GuestAddress(ENTRY + 0x1000)).unwrap(), 0);
+    }
+}
+
+#[test]
+fn constant_pages_are_not_copied_until_the_guest_writes() {
     let memory = Memory::new(Size::from_mib(48), Sharing::Private).unwrap();
-    let kernel = load_kernel(&memory, &image(|_| {})).unwrap();
-    assert_eq!(kernel, Kernel { entry: ENTRY, end: ENTRY + 0x3000 });
-    assert_eq!(memory.map().read_obj::<u8>(GuestAddress(ENTRY + 0xfff)).unwrap(), 0x90);
-    assert_eq!(memory.map().read_obj::<u8>(GuestAddress(ENTRY + 0x1000)).unwrap(), 0);
+    let kernel = file(&image(|_| {}));
+    load_kernel(&memory, &kernel).unwrap();
+    // The host's file changes, and with it the page that is still shared.
+    std::os::unix::fs::FileExt::write_all_at(&kernel, &[0x55], 0x1000).unwrap();
+    assert_eq!(memory.map().read_obj::<u8>(GuestAddress(ENTRY)).unwrap(), 0x55);
+    memory.map().write_obj(0x66u8, GuestAddress(ENTRY)).unwrap();
+    let mut byte = [0];
+    std::os::unix::fs::FileExt::read_exact_at(&kernel, &mut byte, 0x1000).unwrap();
+    assert_eq!(byte, [0x55]);
 }
 
 #[test]
