@@ -23,7 +23,9 @@ fn images_lists_what_was_pulled() {
 
 #[test]
 fn inspect_prints_json() {
-    let out = TestSandbox::new().nacre(&["inspect", &TestSandbox::image()]).ok();
+    let sandbox = TestSandbox::new();
+    let name = sandbox.nacre(&["pull", "-q", &TestSandbox::image()]).ok();
+    let out = sandbox.nacre(&["inspect", name.text()]).ok();
     let json: serde_json::Value = serde_json::from_str(&out.stdout).unwrap();
     assert!(json.is_array(), "{json}");
 }
@@ -31,7 +33,7 @@ fn inspect_prints_json() {
 #[test]
 fn removed_image_is_gone() {
     let sandbox = TestSandbox::empty();
-    sandbox.nacre(&["pull", "-q", &TestSandbox::image()]).ok();
-    sandbox.nacre(&["rmi", &TestSandbox::image()]).ok();
+    let name = sandbox.nacre(&["pull", "-q", &TestSandbox::image()]).ok();
+    sandbox.nacre(&["rmi", name.text()]).ok();
     assert_eq!(sandbox.nacre(&["images", "-q"]).ok().stdout, "");
 }

@@ -86,6 +86,9 @@ pub struct Phases {
     pub rootfs: f64,
     /// The rest from the agent's CreateContainer request to the exec of the program.
     pub container: f64,
+    /// Of the two before, what the agent itself measured: from its hearing of the requests to the exec.
+    #[serde(default)]
+    pub create_in_guest: f64,
     /// From there to the end of the program.
     pub run: f64,
     /// From there until everything is taken down.

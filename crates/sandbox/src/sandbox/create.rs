@@ -67,6 +67,7 @@ impl Core {
             boot: machine.times.clone(),
             create,
             created,
+            start_us: 0,
             start_requested: None,
             started: None,
             ended: None,
@@ -114,11 +115,12 @@ impl Core {
         process.streams.open_stdin()?;
         let machine = container.machine()?;
         let started = machine.agent().start(&id.into()).await;
-        machine.explained(started).await?;
+        let start_us = machine.explained(started).await?;
 
         let pid = container.pid;
         container.process(id)?.state = state;
         if id.exec.is_empty() {
+            container.times.start_us = start_us;
             container.times.start_requested = Some(requested);
             container.times.started = Some(Instant::now());
         } else {

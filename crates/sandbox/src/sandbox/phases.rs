@@ -14,6 +14,8 @@ pub(super) struct Times {
     pub(super) boot: BootTimes,
     pub(super) create: CreateTimings,
     pub(super) created: Instant,
+    /// What the agent measured of the start.
+    pub(super) start_us: u64,
     pub(super) start_requested: Option<Instant>,
     pub(super) started: Option<Instant>,
     pub(super) ended: Option<Instant>,
@@ -39,6 +41,10 @@ impl Times {
             agent: millis(agent),
             rootfs: millis(rootfs),
             container: millis(create - rootfs + start),
+            create_in_guest: millis(
+                Duration::from_micros(self.create.create_us.saturating_add(self.start_us))
+                    .min(create + start),
+            ),
             run: millis(ended - started),
             exit: millis(down.saturating_duration_since(ended)),
         }
@@ -72,6 +78,7 @@ mod tests {
             },
             create: CreateTimings { rootfs_us: 3_000, create_us: 9_000 },
             created: at(zero, 112),
+            start_us: 500,
             start_requested: Some(at(zero, 113)),
             started: Some(at(zero, 114)),
             ended: Some(at(zero, 200)),
@@ -89,6 +96,7 @@ mod tests {
             agent: 10.0,
             rootfs: 3.0,
             container: 8.0,
+            create_in_guest: 9.5,
             run: 86.0,
             exit: 10.0,
         };
@@ -100,8 +108,10 @@ mod tests {
         let zero = Instant::now();
         let mut times = times(zero, u64::MAX);
         times.create.rootfs_us = u64::MAX;
+        times.create.create_us = u64::MAX;
         let phases = times.phases(at(zero, 210));
         assert_eq!((phases.kernel, phases.agent, phases.rootfs), (0.0, 90.0, 10.0));
+        assert_eq!(phases.create_in_guest, 11.0);
     }
 
     #[test]

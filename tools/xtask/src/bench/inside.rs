@@ -129,7 +129,7 @@ impl Bench {
         let to_ready = phase("vm_start")? + phase("kernel")? + phase("agent")?;
         add(samples, "vm_start_to_agent_ready_ms", to_ready);
         add(samples, "agent_init_ms", phase("agent")?);
-        add(samples, "container_create_ms", phase("rootfs")? + phase("container")?);
+        add(samples, "container_create_ms", phase("create_in_guest")?);
         for (name, ms) in &phases {
             add(samples, &format!("phase_{name}_ms"), *ms);
         }

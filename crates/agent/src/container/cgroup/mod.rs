@@ -405,20 +405,12 @@ impl Cgroup {
     }
 }
 
-/// Makes the directory of all containers with its controllers, makes and removes a cgroup in it, and has a device
-/// program compiled: each is the kernel's first use of whole subsystems, and together they take as long as the rest of
-/// a creation.
+/// Makes the directory of all containers with its controllers.
 ///
 /// # Errors
 /// [`CgroupError`].
 pub(crate) fn warm_up(root: &Path) -> Result<(), CgroupError> {
-    /// No container's name: those begin with a letter or digit.
-    const TRIAL: &str = ".trial";
-    let parent = open_parent(root)?;
-    enable_controllers(&parent, &Resources::default())?;
-    ensure_dir(&parent, TRIAL)?;
-    remove_dir(&parent, TRIAL)?;
-    devices::load(&[]).map(|_| ()).map_err(CgroupError::Devices)
+    enable_controllers(&open_parent(root)?, &Resources::default())
 }
 
 fn open_parent(root: &Path) -> Result<OwnedFd, CgroupError> {
