@@ -46,6 +46,7 @@ impl Core {
         let source = LogSource { namespace: self.settings.namespace.as_str(), container: &request.id };
         let opened = stdio::open(&request.stdio, source).await?;
 
+        exit::reserve_exit_record(&request.bundle);
         // From here on everything is undone by the drop of the machine.
         let machine = machine::boot(&self.settings, &plan).await?;
         let names = opened.for_agent(plan.console_size);

@@ -7,10 +7,12 @@
 //! ```
 
 use std::fs;
-use std::path::Path;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use nacre_protocol::task::{EXIT_FILE, ExitRecord, OnExit, PHASES_FILE};
+use rustix::fs::{FallocateFlags, fallocate};
 use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
@@ -25,6 +27,9 @@ use crate::stdio::Drain;
 
 /// For a VM whose agent has gone to end by itself, with its console's last words.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Room for an exit record.
+const RECORD_BYTES: u64 = 4096;
 
 /// Shortest time between two OOM events: a guest can make as many as it likes.
 const OOM_INTERVAL: Duration = Duration::from_secs(1);
@@ -251,14 +256,57 @@ fn exit_record(exit: &ExitInfo) -> ExitRecord {
     }
 }
 
+/// Takes room on the disk for the exit record, while there is some: how a container ended must not be lost to a log
+/// that has filled the disk.
+pub(super) fn reserve_exit_record(bundle: &Path) {
+    let path = new_name(bundle, EXIT_FILE);
+    let reserved = fs::File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(&path)
+        .and_then(|file| Ok(fallocate(&file, FallocateFlags::empty(), 0, RECORD_BYTES)?));
+    if let Err(error) = reserved {
+        debug!(path = %path.display(), error = &error as &dyn std::error::Error, "no room reserved");
+    }
+}
+
+fn new_name(bundle: &Path, name: &str) -> PathBuf {
+    bundle.join(format!("{name}.new"))
+}
+
 /// A file in the bundle, whole or not at all. Its absence is told in the log: nothing else depends on it.
 fn write_record(bundle: &Path, name: &str, value: &impl Serialize) {
-    let (path, new) = (bundle.join(name), bundle.join(format!("{name}.new")));
+    let (path, new) = (bundle.join(name), new_name(bundle, name));
+    let write = |text: Vec<u8>| {
+        // Not truncated first: that would give reserved room away.
+        let mut file = fs::File::options().write(true).create(true).truncate(false).open(&new)?;
+        file.write_all(&text)?;
+        file.set_len(text.len() as u64)
+    };
     let written = serde_json::to_vec(value)
         .map_err(std::io::Error::from)
-        .and_then(|text| fs::write(&new, text))
+        .and_then(write)
         .and_then(|()| fs::rename(&new, &path));
     if let Err(error) = written {
         warn!(path = %path.display(), error = &error as &dyn std::error::Error, "cannot write");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exit_record_takes_the_room_that_was_reserved_for_it() {
+        let bundle = tempfile::tempdir().unwrap();
+        reserve_exit_record(bundle.path());
+        assert!(!bundle.path().join(EXIT_FILE).exists());
+        assert_eq!(fs::metadata(new_name(bundle.path(), EXIT_FILE)).unwrap().len(), RECORD_BYTES);
+        let exit = ExitRecord { exit_status: 9, exited_at_ns: 1, oom_killed: false, failure: None };
+        write_record(bundle.path(), EXIT_FILE, &exit);
+        let text = fs::read(bundle.path().join(EXIT_FILE)).unwrap();
+        assert_eq!(serde_json::from_slice::<ExitRecord>(&text).unwrap(), exit);
+        assert_eq!(fs::read_dir(bundle.path()).unwrap().count(), 1);
     }
 }
