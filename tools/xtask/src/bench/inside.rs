@@ -46,9 +46,16 @@ pub(crate) fn measure(project: &Project, results: &Path) -> Result<()> {
             }
         }
     }
-    bench.streams(&mut samples)?;
+    // Written after each part: a machine that hangs in a later one takes nothing of it along.
+    write(&samples, results)?;
     samples.insert("left_behind".into(), vec![bench.sequential()?]);
-    fs::write(results, serde_json::to_vec(&samples)?)
+    write(&samples, results)?;
+    bench.streams(&mut samples)?;
+    write(&samples, results)
+}
+
+fn write(samples: &Samples, results: &Path) -> Result<()> {
+    fs::write(results, serde_json::to_vec(samples)?)
         .with_context(|| format!("cannot write {}", results.display()))
 }
 

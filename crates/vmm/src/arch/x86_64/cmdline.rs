@@ -88,7 +88,8 @@ mod tests {
         let line = CommandLine { log: KernelLog::Debug, slots: 0, vcpus: 2, tsc_khz: Some(2_500_000) };
         assert_eq!(
             line.text().unwrap(),
-            "console=ttyS0 loglevel=8 reboot=t panic=-1 tsc=reliable swiotlb=noforce lpj=25000000"
+            "console=ttyS0 loglevel=8 reboot=t panic=-1 tsc=reliable swiotlb=noforce \
+             percpu_alloc=page rcupdate.rcu_expedited=1 noreplace-smp lpj=25000000"
         );
     }
 

@@ -124,7 +124,7 @@ fn v26_segments_outside_the_file_or_memory_are_refused() {
 #[test]
 fn kernel_beyond_a_small_guest_is_refused() {
     let spoiled = image(|image| program_header(image, 0, 1, [0x1000, 64 << 20, 0x1000, 0x1000]));
-    assert!(matches!(load(&spoiled), Err(LoadError::Kernel(_))));
+    assert!(matches!(load(&spoiled), Err(LoadError::MapKernel(_))));
 }
 
 #[test]
