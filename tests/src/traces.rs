@@ -11,6 +11,9 @@ const PROCESSES: &[&str] = &["nacre-vmm", "nacre-fs", "containerd-shim", "nacre-
 /// Directories below which nacre keeps sockets and state.
 const STATE: &[&str] = &["/run/nacre", "/run/containerd/s"];
 
+/// Directories in there that all sandboxes share, and that stay: one that ends must not take them from one that begins.
+const SHARED: &[&str] = &["/run/nacre/s", "/run/nacre/jail"];
+
 /// A shim may still be on its last steps when its caller has its answer.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -84,7 +87,9 @@ fn files(dir: &Path, kind: &str, found: &mut BTreeSet<String>) {
         if path.is_dir() && !path.is_symlink() {
             files(&path, kind, found);
         }
-        found.insert(format!("{kind} {}", path.display()));
+        if !SHARED.iter().any(|shared| path == Path::new(shared)) {
+            found.insert(format!("{kind} {}", path.display()));
+        }
     }
 }
 
