@@ -1,7 +1,8 @@
 //! What a process holds in memory, the guest's memory apart.
 //!
 //! In `/proc/PID/smaps` the guest's memory is told by what the VMM advised for it: never in core dumps (`dd`), never
-//! copied to child processes (`dc`), and either anonymous or the memory file.
+//! copied to child processes (`dc`). It is anonymous, or the memory file, or the kernel's file where its pages are mapped
+//! into the guest.
 
 use std::fs;
 
@@ -37,7 +38,8 @@ fn sum(smaps: &str) -> Memory {
         let Some((key, value)) = line.split_once(':').filter(|(key, _)| !key.contains(' ')) else {
             // "7f00-7f01 rw-s 00000000 00:01 1025    /memfd:name (deleted)"
             let path = line.split_whitespace().nth(5).unwrap_or_default();
-            let may_be_guest = path.is_empty() || path.starts_with("/memfd:");
+            // KVM's own mappings have the same flags.
+            let may_be_guest = !path.starts_with("anon_inode:");
             mapping = Mapping { may_be_guest, ..Mapping::default() };
             continue;
         };
@@ -79,9 +81,14 @@ mod tests {
             ),
             mapping("7f01-7f02 rw-p 00000000 00:00 0", 2_000, "rd wr mr mw me dc nr dd hg"),
             mapping("7f02-7f03 rw-p 00000000 00:00 0    [heap]", 100, "rd wr mr mw me ac"),
+            mapping(
+                "7f02-7f03 rw-p 00200000 fe:00 14    /usr/lib/nacre/vmlinux",
+                4_000,
+                "rd wr mr mw dc nr dd",
+            ),
             mapping("7f03-7f04 rw-s 00000000 00:0e 13    anon_inode:kvm-vcpu:0", 16, "rd wr sh dc de dd"),
         ]
         .concat();
-        assert_eq!(sum(&smaps), Memory { own_pss_kib: 366.0, guest_kib: 32_000.0 });
+        assert_eq!(sum(&smaps), Memory { own_pss_kib: 366.0, guest_kib: 36_000.0 });
     }
 }
