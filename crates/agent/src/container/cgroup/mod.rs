@@ -2,7 +2,8 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | this one | the directory: make, read and write its files, freeze, kill, remove |
+//! | this one | the cgroup: make, limit, freeze, kill, remove |
+//! | [`files`] | its files and directories by descriptor |
 //! | [`resources`] | OCI `linux.resources` as lines for those files (pure) |
 //! | [`devices`] | device rules as a BPF program (pure) |
 //! | [`stats`] | the files' figures |
@@ -11,6 +12,8 @@
 //! grace period. What is below `nacre/<id>` belongs to the container and is hostile: listings and removal are bounded.
 
 mod devices;
+mod error;
+mod files;
 mod resources;
 mod stats;
 
@@ -22,12 +25,16 @@ use std::time::{Duration, Instant};
 
 use nacre_protocol::rpc::agent::StatsReply;
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, mkdirat, openat, unlinkat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, mkdirat, openat, unlinkat};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::Timespec;
 
 use super::sys::bpf;
+pub use error::CgroupError;
+use files::{
+    child_dirs, dir_flags, ensure_dir, field, field_text, file_error, read_at, remove_dir, write_at,
+};
 pub use resources::InvalidResources;
 pub(crate) use resources::Resources;
 
@@ -42,73 +49,6 @@ const MAX_PIDS: usize = 65_536;
 const MAX_NESTED: usize = 16_384;
 /// How long a frozen or killed cgroup may take to settle.
 const SETTLE: Duration = Duration::from_secs(10);
-
-/// A cgroup that does not do what it should.
-#[derive(Debug, thiserror::Error)]
-pub enum CgroupError {
-    /// A call on one of its files failed.
-    #[error("{action} cgroup file {file}")]
-    File {
-        /// What was tried.
-        action: &'static str,
-        /// Which file.
-        file: String,
-        /// Why.
-        #[source]
-        source: Errno,
-    },
-    /// A value that the kernel does not take.
-    #[error("cgroup file {file} does not take {value:?}")]
-    Value {
-        /// Which file.
-        file: String,
-        /// The value.
-        value: String,
-        /// Why.
-        #[source]
-        source: Errno,
-    },
-    /// The guest kernel has no such limit.
-    #[error("the guest kernel has no cgroup file {0}")]
-    NoSuchFile(String),
-    /// The update is not an OCI resources object.
-    #[error("resources are not valid JSON of the OCI runtime specification")]
-    Json(#[source] serde_json::Error),
-    /// The update has a value that cannot be.
-    #[error("resources")]
-    Resources(#[from] InvalidResources),
-    /// The device program was refused.
-    #[error("cgroup device program")]
-    Devices(#[source] Errno),
-    /// Processes did not freeze, thaw or die in time.
-    #[error("cgroup did not become {0} in {SETTLE:?}")]
-    Timeout(&'static str),
-    /// A limit below what is in use, with checkBeforeUpdate.
-    #[error("memory limit {limit} is below the {used} bytes in use")]
-    InUse {
-        /// The asked limit.
-        limit: u64,
-        /// The present use.
-        used: u64,
-    },
-    /// The container made more cgroups or processes than can be listed.
-    #[error("container has more than {0} {1}")]
-    TooMany(usize, &'static str),
-}
-
-impl CgroupError {
-    /// Whether the request is to blame.
-    pub fn is_invalid(&self) -> bool {
-        matches!(
-            self,
-            Self::Value { .. }
-                | Self::NoSuchFile(_)
-                | Self::Json(_)
-                | Self::Resources(_)
-                | Self::InUse { .. }
-        )
-    }
-}
 
 /// A container's cgroup.
 #[derive(Debug)]
@@ -419,22 +359,6 @@ fn open_parent(root: &Path) -> Result<OwnedFd, CgroupError> {
     openat(&root, PARENT, dir_flags(), Mode::empty()).map_err(file_error("open", PARENT))
 }
 
-fn dir_flags() -> OFlags {
-    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW
-}
-
-fn file_error(action: &'static str, file: &str) -> impl FnOnce(Errno) -> CgroupError {
-    let file = file.to_owned();
-    move |source| CgroupError::File { action, file, source }
-}
-
-fn ensure_dir(parent: &OwnedFd, name: &str) -> Result<(), CgroupError> {
-    match mkdirat(parent, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => Ok(()),
-        Err(error) => Err(file_error("make", name)(error)),
-    }
-}
-
 /// Enables the controllers that every container has and those that `resources` writes to, where the kernel has
 /// them and they are not enabled yet.
 fn enable_controllers(parent: &OwnedFd, resources: &Resources) -> Result<(), CgroupError> {
@@ -459,80 +383,4 @@ fn enable_controllers(parent: &OwnedFd, resources: &Resources) -> Result<(), Cgr
 
 fn has_word(text: &str, word: &str) -> bool {
     text.split_ascii_whitespace().any(|other| other == word)
-}
-
-fn child_dirs(dir: &OwnedFd) -> Result<Vec<String>, CgroupError> {
-    let entries = match Dir::read_from(dir) {
-        Ok(entries) => entries,
-        Err(Errno::NOENT | Errno::NODEV) => return Ok(Vec::new()),
-        Err(error) => return Err(file_error("list", "directory")(error)),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(file_error("list", "directory"))?;
-        let name = entry.file_name().to_string_lossy();
-        if entry.file_type() == FileType::Directory && name != "." && name != ".." {
-            names.push(name.into_owned());
-        }
-        if names.len() > MAX_NESTED {
-            return Err(CgroupError::TooMany(MAX_NESTED, "cgroups"));
-        }
-    }
-    Ok(names)
-}
-
-/// rmdir of an empty cgroup. The last task's exit may still hold it for a moment after `populated 0`.
-fn remove_dir(parent: &OwnedFd, name: &str) -> Result<(), CgroupError> {
-    let deadline = Instant::now() + SETTLE;
-    loop {
-        match unlinkat(parent, name, AtFlags::REMOVEDIR) {
-            Ok(()) | Err(Errno::NOENT | Errno::NODEV) => return Ok(()),
-            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
-            Err(error) => return Err(file_error("remove", name)(error)),
-        }
-    }
-}
-
-fn read_at(dir: &OwnedFd, file: &str) -> rustix::io::Result<String> {
-    let fd = openat(dir, file, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty())?;
-    let mut bytes = Vec::new();
-    let mut chunk = vec![0; 8192];
-    loop {
-        match rustix::io::read(&fd, &mut chunk) {
-            Ok(0) => break,
-            Ok(length) => bytes.extend_from_slice(chunk.get(..length).unwrap_or_default()),
-            Err(Errno::INTR) => {}
-            Err(error) => return Err(error),
-        }
-        if bytes.len() > MAX_FILE {
-            break;
-        }
-    }
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-fn write_at(dir: &OwnedFd, file: &str, value: &str) -> Result<(), CgroupError> {
-    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let fd = match openat(dir, file, flags, Mode::empty()) {
-        Err(Errno::NOENT) => return Err(CgroupError::NoSuchFile(file.to_owned())),
-        other => other.map_err(file_error("open", file))?,
-    };
-    match rustix::io::write(&fd, value.as_bytes()) {
-        Ok(_) => Ok(()),
-        Err(source @ (Errno::INVAL | Errno::RANGE | Errno::BUSY | Errno::NODEV | Errno::OPNOTSUPP))
-            if !file.starts_with("cgroup.") =>
-        {
-            Err(CgroupError::Value { file: file.to_owned(), value: value.to_owned(), source })
-        }
-        Err(error) => Err(file_error("write", file)(error)),
-    }
-}
-
-/// Value of `name value` in a flat-keyed file.
-fn field(text: &str, name: &str) -> Option<u64> {
-    field_text(text, name)?.parse().ok()
-}
-
-fn field_text<'a>(text: &'a str, name: &str) -> Option<&'a str> {
-    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '))
 }
