@@ -75,6 +75,12 @@ fn entrypoint_replaces_the_program() {
 }
 
 #[test]
+fn loopback_carries_connections() {
+    let script = "echo hello > /tmp/x && httpd -p 127.0.0.1:8080 -h /tmp && wget -qO - http://127.0.0.1:8080/x";
+    assert_eq!(TestSandbox::new().sh(script).ok().text(), "hello");
+}
+
+#[test]
 fn hostname_is_set() {
     assert_eq!(TestSandbox::new().run(&["--hostname", "pearl"], &["hostname"]).ok().text(), "pearl");
 }

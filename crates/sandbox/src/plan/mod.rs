@@ -131,6 +131,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, &mut shares)?;
     let files = mounts::share_binds(&mut document, inputs.bundle, &mut shares)?;
     strip_host_labels(&mut document);
+    share_network(&mut document);
 
     let process = spec.process.ok_or(PlanError::NoProcess)?;
     Ok(Plan {
@@ -181,6 +182,18 @@ fn strip_host_labels(document: &mut Value) {
                 object.remove(*key);
             }
         }
+    }
+}
+
+/// Takes the network namespace out: the guest's own network is the sandbox's, with its links and its loopback, and
+/// nobody else is in it (`docs/adr/0010-the-network-is-the-vms.md`). A container with a user namespace keeps its own,
+/// since only the owner of a network namespace may mount its sysfs (`user_namespaces(7)`).
+fn share_network(document: &mut Value) {
+    let namespaces = document.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
+    let Some(namespaces) = namespaces else { return };
+    let is = |namespace: &Value, kind: &str| namespace.get("type").and_then(Value::as_str) == Some(kind);
+    if !namespaces.iter().any(|namespace| is(namespace, "user")) {
+        namespaces.retain(|namespace| !is(namespace, "network"));
     }
 }
 

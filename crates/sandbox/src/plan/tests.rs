@@ -79,6 +79,20 @@ fn namespace_of_the_host_cannot_be_joined() {
 }
 
 #[test]
+fn network_is_the_guests_but_for_a_user_namespace() {
+    let kinds = |namespaces: Value| {
+        let mut document = spec();
+        document["linux"]["namespaces"] = namespaces;
+        let sent: Value = serde_json::from_slice(&plan_of(&document).unwrap().spec_json).unwrap();
+        sent["linux"]["namespaces"].clone()
+    };
+    let (pid, network, user) = (json!({"type": "pid"}), json!({"type": "network"}), json!({"type": "user"}));
+    assert_eq!(kinds(json!([pid, network])), json!([pid]));
+    assert_eq!(kinds(json!([network, user])), json!([network, user]));
+    assert_eq!(kinds(Value::Null), Value::Null);
+}
+
+#[test]
 fn hooks_on_the_host_are_refused() {
     let mut document = spec();
     document["hooks"] = json!({"prestart": [{"path": "/bin/true"}]});
