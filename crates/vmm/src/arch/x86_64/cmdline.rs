@@ -47,9 +47,8 @@ impl CommandLine {
         // Per-CPU memory in pages, not in units of 2 MiB: with those the kernel clears 2 MiB as it boots, and 4 MiB more (a
         // pointer for each 4 bytes of a unit) when the first memory cgroup is made.
         text.push_str(" percpu_alloc=page");
-        // Waits for other CPUs' quiet moments do not last until a tick. No effect was measured with one CPU.
-        text.push_str(" rcupdate.rcu_expedited=1");
-        // Lock prefixes stay in the code. Its effect was not measured apart from the option before.
+        // Lock prefixes stay in the code. A kernel with one CPU takes them all out as it boots, and so makes a copy of each
+        // page of its text that the VMM maps from the file.
         text.push_str(" noreplace-smp");
         // The second CPU and on would each spend 150 ms to count loops that the TSC's rate already tells.
         if let Some(khz) = self.tsc_khz.filter(|_| self.vcpus > 1) {
@@ -78,7 +77,7 @@ mod tests {
         assert_eq!(
             line.text().unwrap(),
             "console=ttyS0 quiet reboot=t panic=-1 tsc=reliable swiotlb=noforce \
-             percpu_alloc=page rcupdate.rcu_expedited=1 noreplace-smp \
+             percpu_alloc=page noreplace-smp \
              virtio_mmio.device=4K@0xd0000000:5 virtio_mmio.device=4K@0xd0001000:6"
         );
     }
@@ -89,7 +88,7 @@ mod tests {
         assert_eq!(
             line.text().unwrap(),
             "console=ttyS0 loglevel=8 reboot=t panic=-1 tsc=reliable swiotlb=noforce \
-             percpu_alloc=page rcupdate.rcu_expedited=1 noreplace-smp lpj=25000000"
+             percpu_alloc=page noreplace-smp lpj=25000000"
         );
     }
 
