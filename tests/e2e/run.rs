@@ -76,7 +76,8 @@ fn entrypoint_replaces_the_program() {
 
 #[test]
 fn loopback_carries_connections() {
-    let script = "echo hello > /tmp/x && httpd -p 127.0.0.1:8080 -h /tmp && wget -qO - http://127.0.0.1:8080/x";
+    let script =
+        "echo hello > /tmp/x && httpd -p 127.0.0.1:8080 -h /tmp && wget -qO - http://127.0.0.1:8080/x";
     assert_eq!(TestSandbox::new().sh(script).ok().text(), "hello");
 }
 
