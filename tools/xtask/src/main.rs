@@ -61,7 +61,9 @@ enum Task {
     /// The half of `bench` that runs where KVM works
     #[command(hide = true)]
     BenchInside {
-        /// Where the samples go
+        /// What to measure
+        part: bench::Part,
+        /// Where the samples go, and those of earlier machines are
         results: PathBuf,
     },
 }
@@ -87,6 +89,8 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::E2e(options) => suite::e2e(&project, &options),
         Task::Demo => demo::run(&project),
         Task::Bench { json } => bench::run(&project, json.as_deref()),
-        Task::BenchInside { results } => bench::measure(&project, &results).map(|()| ExitCode::SUCCESS),
+        Task::BenchInside { part, results } => {
+            bench::measure(&project, part, &results).map(|()| ExitCode::SUCCESS)
+        }
     }
 }

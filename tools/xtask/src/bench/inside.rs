@@ -15,8 +15,8 @@ use super::memory;
 use crate::process::{command, output, run};
 use crate::project::Project;
 
-/// Rounds; the first one warms caches and is dropped.
-const ROUNDS: usize = 11;
+/// Rounds that count.
+const ROUNDS: usize = 10;
 
 /// Copies of busybox that make up the stream: some 256 MiB, and no two blocks in a row alike.
 const STREAM_COPIES: usize = 128;
@@ -30,27 +30,70 @@ const MEMORY: &str = "64m";
 /// Every sample of each figure.
 pub(super) type Samples = BTreeMap<String, Vec<f64>>;
 
-/// Measures and writes the samples to `results`.
-pub(crate) fn measure(project: &Project, results: &Path) -> Result<()> {
+/// What one machine measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Part {
+    /// Starts and idle containers.
+    Rounds,
+    /// What many runs leave behind.
+    Sequential,
+    /// Standard output.
+    Streams,
+}
+
+impl Part {
+    pub(super) const ALL: [Self; 3] = [Self::Rounds, Self::Sequential, Self::Streams];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Rounds => "rounds",
+            Self::Sequential => "sequential",
+            Self::Streams => "streams",
+        }
+    }
+}
+
+/// Measures what a part still lacks in `results`, and writes it there after each round: a machine that hangs in a later
+/// one takes nothing of it along.
+pub(crate) fn measure(project: &Project, part: Part, results: &Path) -> Result<()> {
     let bench = Bench::prepare(project)?;
-    let mut samples = Samples::new();
-    for round in 0..ROUNDS {
-        eprintln!("    round {} of {ROUNDS}", round + 1);
+    let mut samples: Samples = match fs::read(results) {
+        Ok(text) => serde_json::from_slice(&text).context("the samples are no JSON")?,
+        Err(_) => Samples::new(),
+    };
+    if part == Part::Sequential {
+        samples.insert("left_behind".into(), vec![bench.sequential()?]);
+        return write(&samples, results);
+    }
+    let key = if part == Part::Rounds { "guest_rss_kib" } else { "stdout_ratio_to_runc" };
+    let expected = bench.expected_stream()?;
+    // The first one on a machine warms its caches.
+    let mut warm = false;
+    loop {
+        let done = samples.get(key).map_or(0, Vec::len);
+        if done >= ROUNDS {
+            return Ok(());
+        }
+        match warm {
+            true => eprintln!("    {} {} of {ROUNDS}", part.name(), done + 1),
+            false => eprintln!("    {}: warming up", part.name()),
+        }
         let mut one = Samples::new();
-        bench.starts(&mut one)?;
-        bench.idle(&mut one)?;
-        if round > 0 {
+        match part {
+            Part::Rounds => {
+                bench.starts(&mut one)?;
+                bench.idle(&mut one)?;
+            }
+            _ => bench.stream(&expected, &mut one)?,
+        }
+        if warm {
             for (key, values) in one {
                 samples.entry(key).or_default().extend(values);
             }
+            write(&samples, results)?;
         }
+        warm = true;
     }
-    // Written after each part: a machine that hangs in a later one takes nothing of it along.
-    write(&samples, results)?;
-    samples.insert("left_behind".into(), vec![bench.sequential()?]);
-    write(&samples, results)?;
-    bench.streams(&mut samples)?;
-    write(&samples, results)
 }
 
 fn write(samples: &Samples, results: &Path) -> Result<()> {
@@ -162,23 +205,22 @@ impl Bench {
         run(self.nacre().args(["rm", "-f", id]).stdout(Stdio::null()))
     }
 
-    /// Throughput of standard output, ours and runc's in turn.
-    fn streams(&self, samples: &mut Samples) -> Result<()> {
+    /// What both sides of a stream print.
+    fn expected_stream(&self) -> Result<Stream> {
+        Ok(Stream { piece: fs::read("/usr/bin/busybox")?, pieces: STREAM_COPIES })
+    }
+
+    /// Throughput of standard output, ours and then runc's.
+    fn stream(&self, expected: &Stream, samples: &mut Samples) -> Result<()> {
         let script = format!("for i in $(seq {STREAM_COPIES}); do cat /bin/busybox; done");
         self.set_bundle_command(&["/bin/sh", "-c", &script])?;
-        let expected = Stream { piece: fs::read("/usr/bin/busybox")?, pieces: STREAM_COPIES };
-        for round in 0..ROUNDS {
-            eprintln!("    stream {} of {ROUNDS}", round + 1);
-            let mut nacre = self.nacre();
-            nacre.args(["run", "--rm", &self.image, "sh", "-c", &script]);
-            let ours = expected.time(&mut nacre)?;
-            let runc = expected.time(&mut self.peer("runc"))?;
-            if round > 0 {
-                add(samples, "stdout_ratio_to_runc", runc / ours);
-                add(samples, "stdout_ms", ours);
-                add(samples, "runc_stdout_ms", runc);
-            }
-        }
+        let mut nacre = self.nacre();
+        nacre.args(["run", "--rm", &self.image, "sh", "-c", &script]);
+        let ours = expected.time(&mut nacre)?;
+        let runc = expected.time(&mut self.peer("runc"))?;
+        add(samples, "stdout_ratio_to_runc", runc / ours);
+        add(samples, "stdout_ms", ours);
+        add(samples, "runc_stdout_ms", runc);
         Ok(())
     }
 

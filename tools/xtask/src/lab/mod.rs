@@ -92,6 +92,8 @@ pub(crate) struct Job {
     pub(crate) kind: Kind,
     /// After which it is ended.
     pub(crate) timeout: Option<Duration>,
+    /// A machine of its own that says nothing for so long hangs, and is ended as if its time was over.
+    pub(crate) silence: Option<Duration>,
     /// Whether it gets our standard input.
     pub(crate) stdin: bool,
 }
@@ -100,7 +102,7 @@ impl Job {
     /// A command in the kept machine, without input or time limit.
     pub(crate) fn new<S: Into<String>>(command: impl IntoIterator<Item = S>) -> Self {
         let command = command.into_iter().map(Into::into).collect();
-        Self { command, kind: Kind::Kept, timeout: None, stdin: false }
+        Self { command, kind: Kind::Kept, timeout: None, silence: None, stdin: false }
     }
 
     /// The same command with a time limit.
@@ -127,6 +129,7 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
             _ => Kind::Kept,
         },
         timeout: options.timeout.map(Duration::from_secs),
+        silence: None,
         stdin: !options.icount && !options.fresh,
     };
     let status = execute(project, place, &job, &mut forward)?;

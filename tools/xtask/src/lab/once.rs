@@ -21,6 +21,9 @@ use crate::project::Project;
 /// Outputs of the machine: names of its virtio-serial ports.
 const PORTS: [&str; 3] = ["out", "err", "rc"];
 
+/// For a job that names no limit.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(3600);
+
 /// Runs a job in a fresh machine. Without a time limit it gets one hour.
 ///
 /// About one instruction-counted run in ten hangs in the emulator before the command prints anything; such a
@@ -80,7 +83,7 @@ fn boot(
         extra.extend(["-chardev".into(), chardev, "-device".into(), device]);
     }
     let machine = Machine { image, state: state.path(), disk, kind: job.kind, shares, extra };
-    follow(&machine, listeners, job.timeout.unwrap_or(Duration::from_secs(3600)), sink)
+    follow(&machine, listeners, job, sink)
 }
 
 enum Piece {
@@ -91,7 +94,7 @@ enum Piece {
 fn follow(
     machine: &Machine<'_>,
     listeners: Vec<UnixListener>,
-    limit: Duration,
+    job: &Job,
     sink: &mut dyn FnMut(Stream, &[u8]),
 ) -> Result<i32> {
     let mut running = machine.start()?;
@@ -106,20 +109,26 @@ fn follow(
         });
     }
     drop(send);
-    let deadline = Instant::now() + limit;
+    let deadline = Instant::now() + job.timeout.unwrap_or(DEFAULT_LIMIT);
+    let mut heard = Instant::now();
     let mut status = Vec::new();
     loop {
         match receive.recv_timeout(Duration::from_millis(500)) {
-            Ok(Piece::Output(stream, bytes)) => sink(stream, &bytes),
+            Ok(Piece::Output(stream, bytes)) => {
+                heard = Instant::now();
+                sink(stream, &bytes);
+            }
             Ok(Piece::Status(bytes)) => status.extend(bytes),
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             // QEMU is gone and a port says nothing more: it was never connected.
             Err(mpsc::RecvTimeoutError::Timeout) if running.qemu.try_wait()?.is_some() => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        if Instant::now() > deadline {
+        let hangs = job.silence.is_some_and(|silence| heard.elapsed() > silence);
+        if hangs || Instant::now() > deadline {
             running.kill();
-            eprintln!("lab: the command ran out of time");
+            let why = if hangs { "says nothing any more" } else { "ran out of time" };
+            eprintln!("lab: the command {why}");
             return Ok(TIMED_OUT);
         }
     }
