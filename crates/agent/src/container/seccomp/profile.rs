@@ -40,6 +40,9 @@ pub(super) enum Test {
     MaskedEqual(u64, u64),
 }
 
+/// Number of socket(2).
+const SOCKET: u32 = libc::SYS_socket as u32;
+
 /// One condition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Condition {
@@ -91,12 +94,22 @@ impl Profile {
         }
         let numbers: Vec<u32> = conditional.keys().chain(plain.keys()).copied().collect();
         let calls = numbers.into_iter().map(|number| {
-            let rules = conditional.get(&number).cloned().unwrap_or_default();
+            let mut rules = conditional.get(&number).cloned().unwrap_or_default();
+            if number == SOCKET && !rules.is_empty() {
+                rules.insert(0, beyond_int());
+            }
             (number, Decision { rules, otherwise: plain.get(&number).copied().unwrap_or(default) })
         });
         let denies = default & 0xffff_0000 == RET_ERRNO;
         Ok(Self { calls: calls.collect(), default, newer: if denies { RET_ENOSYS } else { default } })
     }
+}
+
+/// The kernel takes socket's first argument as an `int` and drops its upper half; a comparison sees all of it. A profile that
+/// refuses one family (AF_VSOCK, as Docker's does) would let that family with other upper halves pass.
+fn beyond_int() -> (Vec<Condition>, u32) {
+    let domain = Condition { argument: 0, test: Test::Greater(u64::from(u32::MAX)) };
+    (vec![domain], RET_ERRNO | libc::EAFNOSUPPORT as u32)
 }
 
 /// Flags of seccomp(2).

@@ -195,6 +195,18 @@ fn two_conditions_on_one_argument_are_alternatives() {
 }
 
 #[test]
+fn socket_family_is_compared_as_the_kernel_takes_it() {
+    let seccomp =
+        oci(r#"{"defaultAction":"SCMP_ACT_ERRNO","syscalls":[{"names":["socket"],"action":"SCMP_ACT_ALLOW",
+        "args":[{"index":0,"value":40,"op":"SCMP_CMP_NE"}]}]}"#);
+    let filter = Filter::compile(&seccomp).unwrap();
+    let decide =
+        |family| run(&filter.program, &Call::native(libc::SYS_socket as u32, [family, 1, 0, 0, 0, 0]));
+    assert_eq!((decide(2), decide(40)), (RET_ALLOW, RET_ERRNO | 1));
+    assert_eq!(decide((1 << 32) + 40), RET_ERRNO | libc::EAFNOSUPPORT as u32);
+}
+
+#[test]
 fn what_needs_a_partner_or_cannot_be_is_refused() {
     let bad = [
         r#"{"defaultAction":"SCMP_ACT_NOTIFY"}"#,
