@@ -13,7 +13,7 @@ use rustix::system::{RebootCommand, reboot};
 use tokio::runtime::Builder;
 
 use crate::agent::Agent;
-use crate::container::Guest;
+use crate::container::{Guest, raise_file_limit};
 use crate::machine::boottime_us;
 use crate::machine::network::{NetworkError, loopback_up};
 use crate::process::{Children, reap_for_ever};
@@ -70,6 +70,9 @@ pub fn run() -> Result<(), InitError> {
     mounts::mount_all()?;
     mounts::make_state_directories()?;
     settings::apply();
+    if let Err(error) = raise_file_limit() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
     loopback_up()?;
     serve(guest(), started_us)
 }

@@ -67,6 +67,7 @@ pub use plan::{InvalidProcess, InvalidSpec};
 pub use rootfs::RootfsError;
 pub use seccomp::InvalidProfile;
 pub use start::{ExecError, Starter};
+pub(crate) use sys::task::raise_file_limit;
 
 /// The guest as this module sees it: made once at boot.
 #[derive(Debug, Clone)]

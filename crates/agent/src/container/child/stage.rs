@@ -28,6 +28,9 @@ pub(super) fn launcher() -> u8 {
     }
     // Numbers 0 to 2 become the program's; the socket moves out of their way.
     let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(std::io::stdin(), 3) else { return SETUP_FAILED };
+    if task::set_container_file_limit().is_err() {
+        return SETUP_FAILED;
+    }
     umask(rustix::fs::Mode::empty());
     task::reset_signals();
     let mut socket = Some(socket);

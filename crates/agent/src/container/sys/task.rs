@@ -121,6 +121,29 @@ pub(crate) fn set_limit(resource: u32, soft: u64, hard: u64) -> rustix::io::Resu
     check(libc::c_long::from(ret)).map(|_| ())
 }
 
+/// Descriptors of the agent itself: it holds some of each container, and two of each cgroup while it walks nested ones.
+const AGENT_FILES: u64 = 65_536;
+/// What a container gets where its configuration says nothing: select(2) of old programs knows no more than 1024.
+const CONTAINER_FILES: (u64, u64) = (1024, 1 << 20);
+
+/// Lets this process open as many descriptors as the agent needs.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub(crate) fn raise_file_limit() -> rustix::io::Result<()> {
+    set_limit(libc::RLIMIT_NOFILE, AGENT_FILES, CONTAINER_FILES.1)
+}
+
+/// Gives this process, and those that it makes, the limit of containers.
+///
+/// # Errors
+/// Those of setrlimit(2).
+pub(crate) fn set_container_file_limit() -> rustix::io::Result<()> {
+    let (_, most) = limit(libc::RLIMIT_NOFILE)?;
+    let (soft, hard) = CONTAINER_FILES;
+    set_limit(libc::RLIMIT_NOFILE, soft.min(most), hard.min(most))
+}
+
 /// Soft and hard value of one limit of this process.
 ///
 /// # Errors

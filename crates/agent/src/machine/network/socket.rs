@@ -4,7 +4,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketAddrAny, SocketFlags, SocketType, recvfrom, sendto,
+    socket_with,
+};
 
 use super::message::{Malformed, Reply, Request, replies};
 
@@ -87,10 +90,14 @@ impl Netlink {
 
     fn receive(&mut self, mut each: impl FnMut(u16, &[u8])) -> Result<(), NetlinkError> {
         loop {
-            let (_, length) = match recv(&self.socket, &mut self.buffer[..], RecvFlags::empty()) {
+            let (_, length, from) = match recvfrom(&self.socket, &mut self.buffer[..], RecvFlags::empty()) {
                 Err(rustix::io::Errno::INTR) => continue,
                 other => other.map_err(|error| NetlinkError::Socket(error.into()))?,
             };
+            // A container with CAP_NET_ADMIN is in the same network and may send here; the kernel's port is 0.
+            if !is_kernel(from) {
+                continue;
+            }
             let datagram = self.buffer.get(..length).ok_or(NetlinkError::Malformed)?;
             for reply in replies(datagram, self.sequence) {
                 match reply.map_err(|Malformed| NetlinkError::Malformed)? {
@@ -103,4 +110,9 @@ impl Netlink {
             }
         }
     }
+}
+
+fn is_kernel(from: Option<SocketAddrAny>) -> bool {
+    let address = from.and_then(|address| SocketAddrNetlink::try_from(address).ok());
+    address.is_some_and(|address| address.pid() == 0)
 }
