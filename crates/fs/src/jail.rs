@@ -10,6 +10,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
@@ -80,12 +81,69 @@ pub(crate) fn mount_shares(shares: Vec<ShareFile>) -> Result<PathBuf, JailError>
     for tree in trees {
         tree.attach(&shares)?;
     }
+    remove_kernel_trees(&shares)?;
     let proc = Path::new(ROOT).join("proc");
     step("proc", rustix::fs::mkdir(&proc, Mode::from_raw_mode(0o555)))?;
     step("proc", mount(Some("proc"), &proc, Some("proc"), flags | MsFlags::MS_RDONLY, Some("subset=pid")))?;
     let read_only = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
     step("read-only root", mount(None::<&str>, ROOT, None::<&str>, read_only, None::<&str>))?;
     Ok(ROOT.into())
+}
+
+/// File systems of the host's kernel, by the names of /proc/filesystems. Mounted somewhere below a share (as in a chroot that has
+/// its /proc), they would be served with this process's own rights over the host's kernel.
+const KERNEL_TREES: [&str; 17] = [
+    "proc",
+    "sysfs",
+    "cgroup",
+    "cgroup2",
+    "debugfs",
+    "tracefs",
+    "securityfs",
+    "bpf",
+    "pstore",
+    "efivarfs",
+    "binfmt_misc",
+    "configfs",
+    "selinuxfs",
+    "devpts",
+    "devtmpfs",
+    "mqueue",
+    "nsfs",
+];
+
+/// Takes every mount of the host's kernel below the shares away; what is mounted on it goes with it.
+fn remove_kernel_trees(shares: &Path) -> Result<(), JailError> {
+    let table = step("mountinfo", std::fs::read_to_string("/proc/self/mountinfo"))?;
+    for point in table.lines().filter_map(kernel_tree).filter(|point| point.starts_with(shares)) {
+        match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            // It went with one above it.
+            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+            other => step("unmount a kernel tree", other)?,
+        }
+    }
+    Ok(())
+}
+
+/// The mount point of a line of mountinfo (proc_pid_mountinfo(5)) that is one of [`KERNEL_TREES`].
+fn kernel_tree(line: &str) -> Option<PathBuf> {
+    let (mount, source) = line.split_once(" - ")?;
+    let kind = source.split(' ').next()?;
+    KERNEL_TREES.contains(&kind).then_some(())?;
+    Some(unescaped(mount.split(' ').nth(4)?))
+}
+
+/// A path in which space, tab, newline and backslash stand as three octal digits.
+fn unescaped(text: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((byte, after)) = rest.split_first() {
+        let octal = after.first_chunk::<3>().filter(|_| *byte == b'\\');
+        let value = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
+        bytes.push(value.unwrap_or(*byte));
+        rest = if value.is_some() { &after[3..] } else { after };
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 /// A detached copy of a share's mount.
