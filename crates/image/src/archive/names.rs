@@ -19,10 +19,12 @@ const ENDINGS: [&str; 6] = [".gz", ".zst", ".tgz", ".tar", ".oci", ".docker"];
 /// Longest name that is made of a path.
 const MAX_NAME: usize = 128;
 
-/// The names that an archive gives an image. What is no name is passed over: it is text from outside.
+/// The names that an archive gives an image. What is no name is passed over: it is text from outside. So is one with a digest:
+/// it says what the image is, which only the image itself can, and never what it shall be called.
 pub(super) fn of_image<'a>(path: &Path, given: impl Iterator<Item = &'a str>) -> Vec<Reference> {
     let (full, bare): (Vec<_>, Vec<_>) = given.partition(|name| name.contains('/') || name.contains(':'));
-    let mut names: Vec<Reference> = full.into_iter().filter_map(|name| name.parse().ok()).collect();
+    let named = full.into_iter().filter_map(|name| name.parse().ok());
+    let mut names: Vec<Reference> = named.filter(|name: &Reference| name.digest().is_none()).collect();
     if names.is_empty() {
         names.extend(after(path, bare.first().copied()));
     }
@@ -77,6 +79,13 @@ mod tests {
     fn names_of_the_archive_count() {
         assert_eq!(names("/x/a.tar", &["demo/app:2", "1.0"]), ["demo/app:2"]);
         assert_eq!(names("/x/a.tar", &["b:1", "a:1", "b:1"]), ["a:1", "b:1"]);
+    }
+
+    #[test]
+    fn i_name_with_a_digest_is_not_the_archives_to_give() {
+        let pinned = format!("alpine@sha256:{}", "a".repeat(64));
+        assert_eq!(names("/x/evil.tar", &[&pinned, "debian:latest"]), ["debian:latest"]);
+        assert_eq!(names("/x/evil.tar", &[&pinned]), ["localhost/evil:latest"]);
     }
 
     #[test]
