@@ -90,12 +90,14 @@ pub struct TimeoutSettings {
     pub boot_ms: u64,
     /// For each request to the agent.
     pub agent_ms: u64,
+    /// From SIGKILL for a container, or the end of its sandbox, to the end of its VM by force.
+    pub kill_ms: u64,
 }
 
 impl Default for TimeoutSettings {
     fn default() -> Self {
         // Emulated machines are twenty times slower than hardware, where both take well under a second.
-        Self { boot_ms: 60_000, agent_ms: 60_000 }
+        Self { boot_ms: 60_000, agent_ms: 60_000, kill_ms: 15_000 }
     }
 }
 
@@ -103,6 +105,11 @@ impl TimeoutSettings {
     /// [`Self::boot_ms`] as a duration.
     pub fn boot(&self) -> Duration {
         Duration::from_millis(self.boot_ms)
+    }
+
+    /// [`Self::kill_ms`] as a duration.
+    pub fn kill(&self) -> Duration {
+        Duration::from_millis(self.kill_ms)
     }
 
     /// [`Self::agent_ms`] as a duration.
@@ -138,7 +145,7 @@ impl Config {
         let Some(text) = value else { return Ok(self) };
         let millis = text.parse().ok().filter(|millis| *millis > 0);
         let millis: u64 = millis.ok_or_else(|| ConfigError::Timeout(text.to_owned()))?;
-        self.timeouts = TimeoutSettings { boot_ms: millis, agent_ms: millis };
+        self.timeouts = TimeoutSettings { boot_ms: millis, agent_ms: millis, kill_ms: millis };
         Ok(self)
     }
 }

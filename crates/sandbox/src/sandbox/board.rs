@@ -8,6 +8,7 @@ use super::process::{Process, ProcessId, ProcessStatus};
 use crate::error::SandboxError;
 use crate::state::State;
 use crate::text::harmless;
+use crate::vm::Killer;
 
 /// The state of the container's processes; by exec id, init's is empty.
 #[derive(Debug, Clone, Default)]
@@ -16,6 +17,7 @@ pub(super) struct Board(Arc<Mutex<Option<Shown>>>);
 #[derive(Debug)]
 struct Shown {
     container: String,
+    vm: Option<Killer>,
     processes: BTreeMap<String, ProcessStatus>,
 }
 
@@ -29,9 +31,26 @@ impl Board {
                 (id.clone(), status(container, process, pid))
             };
             let processes = std::iter::once(init).chain(container.execs.iter().map(exec)).collect();
-            Shown { container: container.id.clone(), processes }
+            let vm = container.machine.as_ref().map(|machine| machine.vm().killer());
+            Shown { container: container.id.clone(), vm, processes }
         });
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+    }
+
+    /// The container that there is.
+    pub(super) fn container(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|shown| shown.container.clone())
+    }
+
+    /// Ends the VM of a container whose init has not ended.
+    pub(super) fn kill_unless_stopped(&self, container: &str) {
+        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(shown) = shown.as_ref().filter(|shown| shown.container == container) else { return };
+        let stopped = shown.processes.get("").is_some_and(|init| init.state == State::Stopped);
+        if let (false, Some(vm)) = (stopped, &shown.vm) {
+            tracing::warn!(container, "killing the VM: its guest does not end the container");
+            vm.kill();
+        }
     }
 
     /// What is shown of a process.

@@ -6,15 +6,13 @@ use nacre_protocol::id::ContainerId;
 use nacre_protocol::task::Leave;
 use tracing::info;
 
+use super::requests::SIGKILL;
 use super::{Core, ExitInfo, Process, ProcessId, Reply, SandboxEvent, answer};
 use crate::agent::{Reach, StatsReply};
 use crate::error::SandboxError;
 use crate::plan::resources::{Resources, cpu_max};
 use crate::state::{Move, State};
 use crate::stdio::{self, LogSource, StdioRequest};
-
-/// SIGKILL.
-const SIGKILL: u32 = 9;
 
 impl Core {
     /// Prepares a further process.

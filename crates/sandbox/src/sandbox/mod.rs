@@ -174,6 +174,7 @@ pub fn spawn(settings: Settings) -> (Sandbox, mpsc::Receiver<SandboxEvent>) {
     let (events, event_receiver) = mpsc::channel(QUEUE);
     let weak = sender.downgrade();
     let board = Board::default();
+    let kill = settings.config.timeouts.kill();
     let core = Core {
         settings,
         requests,
@@ -184,7 +185,7 @@ pub fn spawn(settings: Settings) -> (Sandbox, mpsc::Receiver<SandboxEvent>) {
         closed: false,
     };
     tokio::spawn(core.run());
-    (Sandbox::new(sender, board), event_receiver)
+    (Sandbox::new(sender, board, kill), event_receiver)
 }
 
 impl Core {

@@ -1,5 +1,7 @@
 //! The handle: one method for each request.
 
+use std::time::Duration;
+
 use nacre_protocol::task::Leave;
 use tokio::sync::{mpsc, oneshot};
 
@@ -9,6 +11,9 @@ use crate::agent::{Reach, StatsReply};
 use crate::error::SandboxError;
 use crate::stdio::StdioRequest;
 
+/// SIGKILL.
+pub(super) const SIGKILL: u32 = 9;
+
 type Result<T> = std::result::Result<T, SandboxError>;
 
 /// Sends requests to a sandbox's task. The sandbox ends with its last handle.
@@ -16,11 +21,23 @@ type Result<T> = std::result::Result<T, SandboxError>;
 pub struct Sandbox {
     requests: mpsc::Sender<Request>,
     board: Board,
+    /// For a guest to obey, before its VM is ended.
+    kill: Duration,
 }
 
 impl Sandbox {
-    pub(super) fn new(requests: mpsc::Sender<Request>, board: Board) -> Self {
-        Self { requests, board }
+    pub(super) fn new(requests: mpsc::Sender<Request>, board: Board, kill: Duration) -> Self {
+        Self { requests, board, kill }
+    }
+
+    /// Ends the VM where the container has not ended in time. Not a request: those wait for what a guest answers, and one
+    /// that does not obey may not answer either (H12).
+    fn insist(&self, container: String) {
+        let (board, kill) = (self.board.clone(), self.kill);
+        tokio::spawn(async move {
+            tokio::time::sleep(kill).await;
+            board.kill_unless_stopped(&container);
+        });
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T> {
@@ -58,6 +75,9 @@ impl Sandbox {
     /// # Errors
     /// See [`SandboxError`].
     pub async fn signal(&self, process: ProcessId, signal: u32, reach: Reach) -> Result<()> {
+        if signal == SIGKILL && process.exec.is_empty() {
+            self.insist(process.container.clone());
+        }
         self.ask(|reply| Request::Signal(process, signal, reach, reply)).await
     }
 
@@ -155,6 +175,11 @@ impl Sandbox {
     /// # Errors
     /// [`SandboxError::Closed`] when it has ended.
     pub async fn shutdown(&self, force: Force) -> Result<bool> {
+        if force == Force::Now
+            && let Some(container) = self.board.container()
+        {
+            self.insist(container);
+        }
         self.ask(|reply| Request::Shutdown(force, reply)).await
     }
 }

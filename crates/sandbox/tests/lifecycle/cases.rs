@@ -49,6 +49,7 @@ cases![
     h12_impossible_exit_status_costs_the_guest_its_vm,
     h12_event_of_a_foreign_container_costs_the_guest_its_vm,
     h12_guest_that_ignores_sigkill_loses_its_vm,
+    h12_guest_that_only_pretends_to_kill_loses_its_vm,
     oom_events_of_the_container_are_passed_on,
 ];
 
@@ -354,6 +355,15 @@ async fn h12_event_of_a_foreign_container_costs_the_guest_its_vm(mut host: Host)
 async fn h12_guest_that_ignores_sigkill_loses_its_vm(host: Host) -> Host {
     let mut host = host.impatient();
     host.create(&["deaf"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    host.sandbox.signal(init(), 9, Reach::Process).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 137);
+    host
+}
+
+async fn h12_guest_that_only_pretends_to_kill_loses_its_vm(host: Host) -> Host {
+    let mut host = host.impatient();
+    host.create(&["undying"]).await.unwrap();
     host.sandbox.start(init()).await.unwrap();
     host.sandbox.signal(init(), 9, Reach::Process).await.unwrap();
     assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 137);

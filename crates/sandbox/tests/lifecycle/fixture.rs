@@ -61,7 +61,7 @@ impl Host {
         std::fs::write(path.join("layer.erofs"), blob).unwrap();
         let config = Config {
             assets: AssetSettings { dir: Some(path.join("assets")), ..AssetSettings::default() },
-            timeouts: TimeoutSettings { boot_ms: 20_000, agent_ms: 20_000 },
+            timeouts: TimeoutSettings { boot_ms: 20_000, agent_ms: 20_000, ..TimeoutSettings::default() },
             ..Config::default()
         };
         let (sandbox, events) = spawn(path, config);
@@ -72,7 +72,7 @@ impl Host {
     pub(crate) fn impatient(mut self) -> Self {
         let config = Config {
             assets: AssetSettings { dir: Some(self.path("assets")), ..AssetSettings::default() },
-            timeouts: TimeoutSettings { boot_ms: 500, agent_ms: 500 },
+            timeouts: TimeoutSettings { boot_ms: 500, agent_ms: 500, kill_ms: 500 },
             ..Config::default()
         };
         (self.sandbox, self.events) = spawn(self.dir.path(), config);
