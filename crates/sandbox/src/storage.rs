@@ -23,6 +23,32 @@ pub const ROOTFS_DISK: &str = "rootfs";
 const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
 const EROFS_MAGIC_AT: u64 = 1024;
 
+/// File systems through which a kernel is read and steered (linux/magic.h): proc, sysfs, cgroup, cgroup2, debugfs, tracefs,
+/// securityfs, bpf, pstore, efivarfs, binfmt_misc, configfs, selinuxfs, devpts, nsfs.
+const KERNEL_TREES: [u32; 15] = [
+    0x9fa0,
+    0x6265_6572,
+    0x0027_e0eb,
+    0x6367_7270,
+    0x6462_6720,
+    0x7472_6163,
+    0x7363_6673,
+    0xcafe_4a11,
+    0x6165_676c,
+    0xde5e_81e4,
+    0x4249_4e4d,
+    0x6265_6570,
+    0xf97c_ff8c,
+    0x1cd1,
+    0x6e73_6673,
+];
+
+/// Whether `f_type` of statfs(2) is one of [`KERNEL_TREES`].
+fn is_kernel_tree(kind: rustix::fs::FsWord) -> bool {
+    // The field's type differs between architectures; the magic numbers have 32 bits.
+    u32::try_from(kind & 0xffff_ffff).is_ok_and(|kind| KERNEL_TREES.contains(&kind))
+}
+
 /// Sector size: extents of a disk are multiples of it.
 const SECTOR: u64 = 512;
 
@@ -56,6 +82,12 @@ pub enum StorageError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// A share is a file system of the host's kernel.
+    #[error("{path} belongs to the host's kernel and is not shared with a guest")]
+    KernelTree {
+        /// The path.
+        path: PathBuf,
     },
     /// A mount failed.
     #[error("cannot mount {kind} on {path}")]
@@ -115,11 +147,20 @@ fn open_layer(path: &Path) -> Result<(File, u64), StorageError> {
 /// Opens each share, not for reading: the descriptor only says which file or directory is meant.
 ///
 /// # Errors
-/// [`StorageError::OpenShare`].
+/// [`StorageError::OpenShare`]; [`StorageError::KernelTree`] for one that a link or a path led to.
 pub fn open_shares(shares: &[Share]) -> Result<Vec<OwnedFd>, StorageError> {
     let open = |share: &Share| {
-        rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|error| StorageError::OpenShare { path: share.source.clone(), source: error.into() })
+        let failed = |error: rustix::io::Errno| StorageError::OpenShare {
+            path: share.source.clone(),
+            source: error.into(),
+        };
+        let file =
+            rustix::fs::open(&share.source, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+        let kind = rustix::fs::fstatfs(&file).map_err(failed)?.f_type;
+        if is_kernel_tree(kind) {
+            return Err(StorageError::KernelTree { path: share.source.clone() });
+        }
+        Ok(file)
     };
     shares.iter().map(open).collect()
 }
@@ -265,6 +306,20 @@ mod tests {
         let share = Share { name: "m0".into(), source: "/nonexistent/dir".into(), read_only: false };
         let error = open_shares(&[share]).unwrap_err().to_string();
         assert_eq!(error, "cannot open /nonexistent/dir, which is mounted into the container");
+    }
+
+    #[test]
+    fn f02_kernel_tree_behind_a_link_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        for (number, tree) in ["/proc/sys", "/sys/kernel", "/proc/self/ns/net"].iter().enumerate() {
+            let link = dir.path().join(number.to_string());
+            std::os::unix::fs::symlink(tree, &link).unwrap();
+            let share = Share { name: "m0".into(), source: link, read_only: false };
+            let error = open_shares(&[share]).unwrap_err().to_string();
+            assert!(error.contains("belongs to the host's kernel"), "{tree}: {error}");
+        }
+        let share = Share { name: "m0".into(), source: dir.path().into(), read_only: false };
+        open_shares(&[share]).unwrap();
     }
 
     #[test]

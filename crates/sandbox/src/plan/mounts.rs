@@ -84,8 +84,7 @@ pub(super) fn share_binds(
         }
         let source = in_bundle(bundle, text("source"));
         refuse_kernel_trees(&source)?;
-        let read_only =
-            options.iter().rfind(|option| *option == "ro" || *option == "rw").is_some_and(|o| o == "ro");
+        let read_only = is_read_only(options);
         let name = format!("m{index}");
         if files::take(bundle, &source, &name, &mut files) {
             mount.insert("source".to_owned(), Value::String(format!("{FILES_DIR}/{name}")));
@@ -98,6 +97,13 @@ pub(super) fn share_binds(
         return Err(MountError::TooMany(shares.len()));
     }
     Ok(files)
+}
+
+/// Whether the host refuses writes. `rro` and `rrw` are the recursive forms (OCI runtime specification, "Linux mount
+/// options"); a share is of one kind as a whole, so that the last of all four counts.
+fn is_read_only(options: &[Value]) -> bool {
+    let last = options.iter().rfind(|option| ["ro", "rw", "rro", "rrw"].iter().any(|word| *option == word));
+    last.is_some_and(|option| option == "ro" || option == "rro")
 }
 
 fn refuse_kernel_trees(source: &Path) -> Result<(), MountError> {
@@ -134,6 +140,19 @@ mod tests {
         let (shares, _) =
             share(json!([{"destination": "/a", "source": "/a", "options": ["rbind", "ro", "rw"]}])).unwrap();
         assert!(!shares[0].read_only);
+    }
+
+    #[test]
+    fn f11_recursively_read_only_is_read_only_on_the_host() {
+        for (options, read_only) in [
+            (vec!["rbind", "rro"], true),
+            (vec!["rbind", "rro", "rw"], false),
+            (vec!["rbind", "ro", "rrw"], false),
+        ] {
+            let (shares, _) =
+                share(json!([{"destination": "/a", "source": "/a", "options": options}])).unwrap();
+            assert_eq!(shares[0].read_only, read_only, "{options:?}");
+        }
     }
 
     #[test]
