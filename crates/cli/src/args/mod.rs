@@ -56,7 +56,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum SystemCommand {
-    /// Remove stopped containers, and layers that no image uses
+    /// Remove stopped containers, images without a tag, and layers that no image uses
     Prune(PruneArgs),
 }
 
@@ -181,7 +181,7 @@ pub(crate) struct NamesArgs {
 
 #[derive(Debug, ClapArgs)]
 pub(crate) struct PullArgs {
-    /// Allow http, and https with a certificate that nobody vouches for, to this registry
+    /// Speak plain http to this registry (an authority of your own for https: /etc/nacre/certs.d/HOST)
     #[arg(long)]
     pub(crate) insecure: bool,
     /// Platform of a multi-platform image; micro-VMs here run linux/amd64

@@ -101,7 +101,7 @@ pub(crate) struct RunArgs {
     /// When to pull the image
     #[arg(long, value_enum, default_value_t = PullPolicy::Missing)]
     pub(crate) pull: PullPolicy,
-    /// Allow http, and https with a certificate that nobody vouches for, to the image's registry
+    /// Speak plain http to the image's registry (an authority of your own for https: /etc/nacre/certs.d/HOST)
     #[arg(long)]
     pub(crate) insecure: bool,
     /// Write the milliseconds of each phase to a file, as JSON

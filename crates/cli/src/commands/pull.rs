@@ -20,15 +20,23 @@ pub(super) fn run(root: &Path, args: &PullArgs) -> Result<()> {
     if !args.quiet {
         eprintln!("{}", image.manifest_digest.as_ref().unwrap_or(&image.id));
     }
-    println!("{}", name(&store, &source, &image)?);
+    let names = names(&store, &source, &image)?;
+    let Some((first, others)) = names.split_first() else {
+        println!("{source}");
+        return Ok(());
+    };
+    println!("{first}");
+    // An archive may give several, and takes them from whatever had them.
+    for other in others {
+        eprintln!("also called {other}");
+    }
     Ok(())
 }
 
-/// What the image is called from now on: an import has the name that the archive gives.
-fn name(store: &Store, source: &Source, image: &Image) -> Result<String> {
-    let given = match source {
-        Source::Registry(_) => None,
-        Source::Local { .. } => store.names(&image.id)?.first().map(Reference::familiar),
-    };
-    Ok(given.unwrap_or_else(|| source.to_string()))
+/// What the image is called from now on, where that is not its source: an import has the names that the archive gives.
+fn names(store: &Store, source: &Source, image: &Image) -> Result<Vec<String>> {
+    Ok(match source {
+        Source::Registry(_) => Vec::new(),
+        Source::Local { .. } => store.names(&image.id)?.iter().map(Reference::familiar).collect(),
+    })
 }
