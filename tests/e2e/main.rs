@@ -8,6 +8,7 @@
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
 //! | [`images`] | `pull`, `images`, `inspect`, `rmi`, `system prune` |
 
+mod containerd;
 mod detached;
 mod failures;
 mod images;
