@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::os::fd::OwnedFd;
 
 use rustix::fs::{FileType, OFlags, fstat};
 use rustix::io::Errno;
@@ -51,15 +52,19 @@ fn has(env: &[String], name: &str) -> bool {
 /// A file of the image; empty where there is none.
 fn read(root: &Root, path: &str) -> Result<Vec<u8>, StepError> {
     let error = |error| StepError::path("read", path)(error);
-    // Not blocking, since the image may have a fifo there.
-    let file = match root.open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Links::InRoot) {
-        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
-        other => other.map_err(error)?,
+    // Its type is looked at before it is opened, since to open a device of the guest can do something, and again
+    // afterwards; not blocking, since it may have become a fifo.
+    let regular = |file: &OwnedFd| match FileType::from_raw_mode(fstat(file).map_err(error)?.st_mode) {
+        FileType::RegularFile => Ok(()),
+        _ => Err(StepError::Unexpected { path: path.to_owned(), expected: "a regular file" }),
     };
-    let stat = fstat(&file).map_err(error)?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(StepError::Unexpected { path: path.to_owned(), expected: "a regular file" });
+    match root.open(path, OFlags::PATH, Links::InRoot) {
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(Vec::new()),
+        other => regular(&other.map_err(error)?)?,
     }
+    let file =
+        root.open(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, Links::InRoot).map_err(error)?;
+    regular(&file)?;
     let mut bytes = Vec::new();
     let mut file = File::from(file).take(MAX_FILE as u64 + 1);
     file.read_to_end(&mut bytes).map_err(|cause| error(Errno::from_io_error(&cause).unwrap_or(Errno::IO)))?;
