@@ -184,6 +184,25 @@ fn default_seccomp_profile_is_on_and_can_be_switched_off() {
 }
 
 #[test]
+fn vsock_of_a_container_reaches_nobody_but_the_host() {
+    // The agent's ports, at the address of the loopback and at the guest's own.
+    let script = "\
+import socket
+def kind(cid):
+    with socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM) as client:
+        try:
+            client.connect((cid, 1025))
+        except OSError as error:
+            return type(error).__name__
+        return 'connected'
+print(kind(1), kind(3))";
+    let out =
+        TestSandbox::new().run(&["--security-opt", "seccomp=unconfined"], &["python3", "-c", script]).ok();
+    assert!(!out.text().contains("connected"), "{}", out.text());
+    assert_eq!(out.text().split(' ').count(), 2, "{}", out.text());
+}
+
+#[test]
 fn ulimit_is_set() {
     assert_eq!(
         TestSandbox::new().run(&["--ulimit", "nofile=100:200"], &["sh", "-c", "ulimit -n"]).ok().text(),

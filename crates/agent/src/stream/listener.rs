@@ -15,8 +15,8 @@ use super::unclaimed::Unclaimed;
 /// How long to wait where accepting fails (no descriptors, no memory), so that it cannot become a busy loop.
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// Accepts from the host, and from nobody else: processes of the guest reach the port as well where the kernel
-/// has a vsock loopback.
+/// Accepts from the host, and from nobody else: in a kernel with a vsock loopback, which nacre's is not, processes of the
+/// guest would reach the port as well.
 pub async fn accept_hosts(listener: VsockListener, unclaimed: Arc<Unclaimed>) {
     loop {
         match listener.accept().await {
