@@ -6,6 +6,8 @@
 //! 2. [`enter`]: that tmpfs, itself read-only, becomes the root; empty network, IPC and UTS namespaces; the
 //!    capabilities that file ownership needs and no other; `no_new_privs`; no core dumps.
 //! 3. [`restrict_threads`]: the list of system calls, for every thread.
+//!
+//! Shares that come later are mounted by another process ([`crate::change`]), under the same rules.
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
@@ -30,6 +32,9 @@ const ROOT: &str = "/sys";
 
 /// The directory that is served, once the tmpfs is the root.
 pub(crate) const SHARES: &str = "/shares";
+
+/// Where a share that comes later is cleared of what must not be served, before it is.
+pub(crate) const STAGING: &str = "/staging";
 
 /// What creating files for a guest's users needs. No MKNOD (F04), no DAC_READ_SEARCH (open_by_handle_at), no
 /// SYS_ADMIN (mounts, trusted.* attributes), no SETFCAP.
@@ -60,7 +65,7 @@ pub(crate) enum JailError {
     SeccompList(#[source] seccompiler::BackendError),
 }
 
-fn step<T>(step: &'static str, result: Result<T, impl Into<io::Error>>) -> Result<T, JailError> {
+pub(crate) fn step<T>(step: &'static str, result: Result<T, impl Into<io::Error>>) -> Result<T, JailError> {
     result.map_err(|error| JailError::Step { step, source: error.into() })
 }
 
@@ -78,6 +83,8 @@ pub(crate) fn mount_shares(shares: Vec<ShareFile>) -> Result<PathBuf, JailError>
     step("tmpfs", mount(Some("nacre-fs"), ROOT, Some("tmpfs"), flags, Some("mode=755,size=64k")))?;
     let shares = Path::new(ROOT).join(SHARES.trim_start_matches('/'));
     step("shares", rustix::fs::mkdir(&shares, Mode::from_raw_mode(0o755)))?;
+    let staging = Path::new(ROOT).join(STAGING.trim_start_matches('/'));
+    step("staging", rustix::fs::mkdir(&staging, Mode::from_raw_mode(0o700)))?;
     for tree in trees {
         tree.attach(&shares)?;
     }
@@ -115,6 +122,11 @@ const KERNEL_TREES: [&str; 17] = [
 /// Takes every mount of the host's kernel below the shares away; what is mounted on it goes with it.
 fn remove_kernel_trees(shares: &Path) -> Result<(), JailError> {
     let table = step("mountinfo", std::fs::read_to_string("/proc/self/mountinfo"))?;
+    remove_listed_kernel_trees(&table, shares)
+}
+
+/// The same, by a table of mounts.
+pub(crate) fn remove_listed_kernel_trees(table: &str, shares: &Path) -> Result<(), JailError> {
     for point in table.lines().filter_map(kernel_tree).filter(|point| point.starts_with(shares)) {
         match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
             // It went with one above it.
@@ -147,14 +159,14 @@ fn unescaped(text: &str) -> PathBuf {
 }
 
 /// A detached copy of a share's mount.
-struct Tree {
-    name: String,
-    mount: OwnedFd,
-    is_dir: bool,
+pub(crate) struct Tree {
+    pub(crate) name: String,
+    pub(crate) mount: OwnedFd,
+    pub(crate) is_dir: bool,
 }
 
 impl Tree {
-    fn take(share: ShareFile) -> Result<Self, JailError> {
+    pub(crate) fn take(share: ShareFile) -> Result<Self, JailError> {
         let name = share.name.to_string();
         let failed = |source: io::Error| JailError::Share { name: name.clone(), source };
         let stat = fstat(&share.file).map_err(|errno| failed(errno.into()))?;

@@ -7,9 +7,11 @@
 //!
 //! ```text
 //! start message (protocol::fs) -> jail: mounts -> file system on the new root -> capabilities, seccomp -> serve
+//!                              `-> change: mounts in the namespace of a server that runs, and the end
 //! ```
 
 mod backend;
+mod change;
 mod guard;
 mod jail;
 mod start;
@@ -20,11 +22,12 @@ use std::thread;
 
 use fuse_backend_rs::api::server::Server;
 use nacre_protocol::control::{Failure, FailureKind};
+use vhost_fs::vhost_user::Listener;
 use vhost_user_backend::VhostUserDaemon;
 use vm_memory_fs::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::backend::FsBackend;
-use crate::start::{Owner, StartError, Started};
+use crate::start::{Owner, ShareFile, StartError, Started};
 
 fn main() -> ExitCode {
     let owner = match Owner::inherited() {
@@ -60,7 +63,16 @@ enum RunError {
 }
 
 fn run(owner: &Owner) -> Result<(), RunError> {
-    let Started { mut listener, shares } = owner.receive()?;
+    match owner.receive()? {
+        Started::Serve { listener, shares } => serve(owner, listener, shares),
+        Started::Change { server, add, remove } => {
+            change::change(&server, add, &remove)?;
+            Ok(owner.reply(&Ok(()))?)
+        }
+    }
+}
+
+fn serve(owner: &Owner, mut listener: Listener, shares: Vec<ShareFile>) -> Result<(), RunError> {
     let root = jail::mount_shares(shares)?;
     let server = Server::new(backend::file_system().map_err(RunError::FileSystem)?);
     jail::enter(&root)?;

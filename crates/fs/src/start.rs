@@ -4,7 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nacre_protocol::control::{MAX_FDS, MAX_MESSAGE};
-use nacre_protocol::fs::{MAX_SHARES, START_FD, Start, StartReply};
+use nacre_protocol::fs::{Change, MAX_SHARES, Order, START_FD, Share, Start, StartReply};
 use nacre_protocol::id::{ContainerId, IdError};
 use nacre_protocol::vm::FdIndex;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockType, getsockopt, recv, recvmsg, send, sockopt};
@@ -43,9 +43,9 @@ pub(crate) struct ShareFile {
 }
 
 /// What the owner asked for.
-pub(crate) struct Started {
-    pub(crate) listener: Listener,
-    pub(crate) shares: Vec<ShareFile>,
+pub(crate) enum Started {
+    Serve { listener: Listener, shares: Vec<ShareFile> },
+    Change { server: OwnedFd, add: Vec<ShareFile>, remove: Vec<ContainerId> },
 }
 
 /// The owner's end of things.
@@ -69,21 +69,23 @@ impl Owner {
     /// Receives and checks the one start message.
     pub(crate) fn receive(&self) -> Result<Started, StartError> {
         let (bytes, fds) = self.receive_bytes()?;
-        let start: Start = serde_json::from_slice(&bytes).map_err(StartError::Parse)?;
-        check(&start)?;
-        let mut fds: Vec<Option<OwnedFd>> = fds.into_iter().map(Some).collect();
-        let mut take = |index: FdIndex| {
-            let place = usize::try_from(index.0).ok().and_then(|index| fds.get_mut(index));
-            place.and_then(Option::take).ok_or(StartError::NoDescriptor(index))
-        };
-        let listener = Listener::from(std::os::unix::net::UnixListener::from(take(start.listener)?));
-        let mut shares = Vec::new();
-        for share in start.shares {
-            let name =
-                share.name.parse().map_err(|error| StartError::ShareName(share.name.clone(), error))?;
-            shares.push(ShareFile { name, file: take(share.file)?, read_only: share.read_only });
+        let order: Order = serde_json::from_slice(&bytes).map_err(StartError::Parse)?;
+        let mut fds = Received(fds.into_iter().map(Some).collect());
+        match order {
+            Order::Serve(Start { listener, shares }) => {
+                check(&shares)?;
+                let listener = std::os::unix::net::UnixListener::from(fds.take(listener)?);
+                Ok(Started::Serve { listener: Listener::from(listener), shares: fds.take_all(shares)? })
+            }
+            Order::Change(Change { server, add, remove }) => {
+                check(&add)?;
+                if remove.len() > MAX_SHARES {
+                    return Err(StartError::TooManyShares(remove.len()));
+                }
+                let remove = remove.into_iter().map(share_name).collect::<Result<_, _>>()?;
+                Ok(Started::Change { server: fds.take(server)?, add: fds.take_all(add)?, remove })
+            }
         }
-        Ok(Started { listener, shares })
     }
 
     fn receive_bytes(&self) -> Result<(Vec<u8>, Vec<OwnedFd>), StartError> {
@@ -127,11 +129,33 @@ impl Owner {
     }
 }
 
-fn check(start: &Start) -> Result<(), StartError> {
-    if start.shares.len() > MAX_SHARES {
-        return Err(StartError::TooManyShares(start.shares.len()));
+/// Descriptors of a message, each to be taken once.
+struct Received(Vec<Option<OwnedFd>>);
+
+impl Received {
+    fn take(&mut self, index: FdIndex) -> Result<OwnedFd, StartError> {
+        let place = usize::try_from(index.0).ok().and_then(|index| self.0.get_mut(index));
+        place.and_then(Option::take).ok_or(StartError::NoDescriptor(index))
     }
-    let mut names: Vec<&str> = start.shares.iter().map(|share| share.name.as_str()).collect();
+
+    fn take_all(&mut self, shares: Vec<Share>) -> Result<Vec<ShareFile>, StartError> {
+        let take = |share: Share| {
+            let file = self.take(share.file)?;
+            Ok(ShareFile { name: share_name(share.name)?, file, read_only: share.read_only })
+        };
+        shares.into_iter().map(take).collect()
+    }
+}
+
+fn share_name(name: String) -> Result<ContainerId, StartError> {
+    name.parse().map_err(|error| StartError::ShareName(name, error))
+}
+
+fn check(shares: &[Share]) -> Result<(), StartError> {
+    if shares.len() > MAX_SHARES {
+        return Err(StartError::TooManyShares(shares.len()));
+    }
+    let mut names: Vec<&str> = shares.iter().map(|share| share.name.as_str()).collect();
     names.sort_unstable();
     match names.windows(2).find(|pair| pair[0] == pair[1]) {
         Some(pair) => Err(StartError::SameName(pair[0].to_owned())),
@@ -144,7 +168,6 @@ mod tests {
     use std::io::IoSlice;
     use std::os::unix::net::UnixListener;
 
-    use nacre_protocol::fs::Share;
     use nix::sys::socket::{AddressFamily, ControlMessage, SockFlag, sendmsg, socketpair};
 
     use super::*;
@@ -155,8 +178,8 @@ mod tests {
         (ours, Owner(theirs))
     }
 
-    fn send_start(socket: &OwnedFd, start: &Start, fds: &[RawFd]) {
-        let bytes = serde_json::to_vec(start).unwrap();
+    fn send_order(socket: &OwnedFd, order: &Order, fds: &[RawFd]) {
+        let bytes = serde_json::to_vec(order).unwrap();
         sendmsg::<()>(
             socket.as_raw_fd(),
             &[IoSlice::new(&bytes)],
@@ -176,16 +199,31 @@ mod tests {
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
         let file = std::fs::File::open(dir.path()).unwrap();
         let (socket, owner) = pair();
-        let start = Start { listener: FdIndex(0), shares };
-        send_start(&socket, &start, &[listener.as_raw_fd(), file.as_raw_fd()]);
+        let order = Order::Serve(Start { listener: FdIndex(0), shares });
+        send_order(&socket, &order, &[listener.as_raw_fd(), file.as_raw_fd()]);
         owner.receive()
     }
 
     #[test]
     fn descriptors_are_taken_by_their_index() {
-        let started = outcome(vec![share("a", 1)]).unwrap();
-        assert_eq!(started.shares.len(), 1);
-        assert_eq!(started.shares[0].name.as_str(), "a");
+        let Ok(Started::Serve { shares, .. }) = outcome(vec![share("a", 1)]) else { panic!() };
+        assert_eq!(shares.len(), 1);
+        assert_eq!(shares[0].name.as_str(), "a");
+    }
+
+    #[test]
+    fn f01_entry_to_remove_with_a_path_is_refused() {
+        let (socket, owner) = pair();
+        let file = std::fs::File::open("/proc/self/stat").unwrap();
+        let change = |remove: &str| {
+            Order::Change(Change { server: FdIndex(0), add: vec![], remove: vec![remove.to_owned()] })
+        };
+        for bad in ["..", "../shares", "a/b", ""] {
+            send_order(&socket, &change(bad), &[file.as_raw_fd()]);
+            assert!(matches!(owner.receive(), Err(StartError::ShareName(..))), "{bad:?}");
+        }
+        send_order(&socket, &change("a"), &[file.as_raw_fd()]);
+        assert!(matches!(owner.receive(), Ok(Started::Change { .. })));
     }
 
     #[test]

@@ -24,15 +24,31 @@ pub(crate) fn received(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Makes a detached mount and all below it `nosuid`, `nodev` and, where asked, read-only (mount_setattr(2)).
+/// Makes a detached mount and all below it `nosuid`, `nodev` and, where asked, read-only.
 pub(crate) fn restrict_mount(mount: &OwnedFd, read_only: bool) -> io::Result<()> {
     let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only,
-        attr_clr: 0,
-        propagation: libc::MS_PRIVATE,
-        userns_fd: 0,
-    };
+    set_attributes(
+        mount,
+        libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only,
+            attr_clr: 0,
+            propagation: libc::MS_PRIVATE,
+            userns_fd: 0,
+        },
+    )
+}
+
+/// Makes a detached mount writable.
+pub(crate) fn make_writable(mount: &OwnedFd) -> io::Result<()> {
+    let attr_clr = libc::MOUNT_ATTR_RDONLY;
+    set_attributes(
+        mount,
+        libc::mount_attr { attr_set: 0, attr_clr, propagation: libc::MS_PRIVATE, userns_fd: 0 },
+    )
+}
+
+/// mount_setattr(2) on a mount and all below it.
+fn set_attributes(mount: &OwnedFd, attributes: libc::mount_attr) -> io::Result<()> {
     // SAFETY: the descriptor is open, the path is a constant C string, and `attributes` is a mount_attr of the size
     // that is passed, alive for the call; the kernel only reads it.
     let result = unsafe {

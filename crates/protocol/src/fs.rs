@@ -1,9 +1,12 @@
 //! How `nacre-fs`, the jailed file server, is started.
 //!
 //! Its owner (the shim) gives it one end of a `SOCK_SEQPACKET` pair as descriptor [`START_FD`] and sends one JSON
-//! message there, a [`Start`] with its descriptors (`SCM_RIGHTS`), at most [`crate::control::MAX_MESSAGE`] bytes.
-//! The server jails itself, begins to serve the vhost-user socket and answers with one [`StartReply`]. It ends
-//! when the vhost-user peer or the owner's end of the pair is closed.
+//! message there, an [`Order`] with its descriptors (`SCM_RIGHTS`), at most [`crate::control::MAX_MESSAGE`] bytes, and
+//! gets one [`StartReply`].
+//!
+//! After [`Order::Serve`] the process jails itself and serves the vhost-user socket; it ends when the vhost-user peer or
+//! the owner's end of the pair is closed. A server in its jail can mount nothing: after [`Order::Change`] a second process of
+//! the same program enters the server's mount namespace, changes what is served there, and ends.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +18,28 @@ pub const START_FD: i32 = 3;
 
 /// Most shares of one server: one descriptor each, and one for the vhost-user socket, in one message.
 pub const MAX_SHARES: usize = crate::control::MAX_FDS - 1;
+
+/// What the process is for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// To be the server.
+    Serve(Start),
+    /// To change what a server serves.
+    Change(Change),
+}
+
+/// What to change of a running server's shares.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Change {
+    /// pidfd of the server.
+    pub server: FdIndex,
+    /// Further entries.
+    pub add: Vec<Share>,
+    /// Entries that go; one that is not there is no error. A guest that has files of them open keeps those.
+    pub remove: Vec<String>,
+}
 
 /// What to serve.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -1,4 +1,5 @@
-//! `nacre-fs`, as its owner sees it: started with open descriptors, ended with the VM.
+//! `nacre-fs`, as its owner sees it: started with open descriptors, ended with the VM. What a server serves is changed by a
+//! second process of the same program, since the first is in its jail.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -6,7 +7,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nacre_protocol::fs::{Share as ShareMessage, Start, StartReply};
+use nacre_protocol::fs::{Change, Order, Share as ShareMessage, Start, StartReply};
 
 use crate::channel::{self, Channel, ChannelError, FdTable};
 use crate::plan::Share;
@@ -33,13 +34,13 @@ pub enum FileServerError {
     #[error("cannot speak to the file server")]
     Channel(#[from] ChannelError),
     /// It says no.
-    #[error("the file server refused to start: {0}")]
+    #[error("the file server refused: {0}")]
     Refused(String),
     /// It ended before it said anything.
     #[error("the file server died before it served ({0})")]
     Died(crate::process::End),
     /// No answer.
-    #[error("the file server did not start within {} ms", .0.as_millis())]
+    #[error("the file server did not answer within {} ms", .0.as_millis())]
     Timeout(Duration),
 }
 
@@ -56,20 +57,8 @@ impl FileServer {
     /// # Errors
     /// See [`FileServerError`].
     pub fn spawn(place: &Place<'_>) -> Result<Self, FileServerError> {
-        let (channel, control) = channel::pair().map_err(FileServerError::Socket)?;
-        let null = std::fs::File::options().read(true).write(true).open("/dev/null");
-        let null = null.map_err(FileServerError::Socket)?;
-        let stderr = io::stderr();
-        let spawned = sys::spawn(&Program {
-            path: place.program,
-            args: &[],
-            env: &[],
-            fds: &[null.as_fd(), null.as_fd(), stderr.as_fd(), control.as_fd()],
-            cgroup: place.cgroup,
-            new_pid_namespace: place.new_pid_namespace,
-        })
-        .map_err(|source| FileServerError::Spawn { path: place.program.to_owned(), source })?;
-        Ok(Self { child: Child::new(spawned), channel })
+        let (child, channel) = spawn(place)?;
+        Ok(Self { child, channel })
     }
 
     /// Tells it what to serve; returns the VMM's end of the vhost-user connection once it does. The socket that
@@ -87,32 +76,84 @@ impl FileServer {
         let (listener, for_vmm) = waiting_connection(dir).map_err(FileServerError::Socket)?;
         let mut fds = FdTable::default();
         let listener = fds.add(&listener);
-        let mut entries = Vec::with_capacity(shares.len());
-        for (share, file) in shares.iter().zip(files) {
-            let file = fds.add(file);
-            entries.push(ShareMessage { name: share.name.clone(), file, read_only: share.read_only });
-        }
-        let message = Start { listener, shares: entries };
+        let order = Order::Serve(Start { listener, shares: entries(shares, files, &mut fds) });
+        carry_out(&self.child, &self.channel, &order, &fds, timeout).await?;
+        Ok(for_vmm.into())
+    }
 
-        let exchange = async {
-            self.channel.send(&message, fds.as_slice()).await?;
-            self.channel.receive::<StartReply>().await
-        };
-        match tokio::time::timeout(timeout, exchange).await {
-            Ok(Ok(Some(Ok(())))) => Ok(for_vmm.into()),
-            Ok(Ok(Some(Err(failure)))) => Err(FileServerError::Refused(harmless(&failure.message, 1024))),
-            Ok(Ok(None)) | Ok(Err(ChannelError::Socket(_))) => {
-                self.child.kill();
-                Err(FileServerError::Died(self.child.reap()))
-            }
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(FileServerError::Timeout(timeout)),
-        }
+    /// Adds shares, or takes some away by their names, and waits until that is done.
+    ///
+    /// # Errors
+    /// See [`FileServerError`].
+    pub async fn change(
+        &self,
+        program: &Path,
+        add: (&[Share], &[OwnedFd]),
+        remove: &[String],
+        timeout: Duration,
+    ) -> Result<(), FileServerError> {
+        // In the host's PID namespace and cgroup: it is ours, and gone in a moment.
+        let (child, channel) = spawn(&Place { program, cgroup: None, new_pid_namespace: false })?;
+        let pidfd = self.child.as_fd().try_clone_to_owned().map_err(FileServerError::Socket)?;
+        let mut fds = FdTable::default();
+        let server = fds.add(&pidfd);
+        let add = entries(add.0, add.1, &mut fds);
+        let order = Order::Change(Change { server, add, remove: remove.to_vec() });
+        carry_out(&child, &channel, &order, &fds, timeout).await
     }
 
     /// The process.
     pub fn child(&self) -> &Child {
         &self.child
+    }
+}
+
+fn spawn(place: &Place<'_>) -> Result<(Child, Channel), FileServerError> {
+    let (channel, control) = channel::pair().map_err(FileServerError::Socket)?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null");
+    let null = null.map_err(FileServerError::Socket)?;
+    let stderr = io::stderr();
+    let spawned = sys::spawn(&Program {
+        path: place.program,
+        args: &[],
+        env: &[],
+        fds: &[null.as_fd(), null.as_fd(), stderr.as_fd(), control.as_fd()],
+        cgroup: place.cgroup,
+        new_pid_namespace: place.new_pid_namespace,
+    })
+    .map_err(|source| FileServerError::Spawn { path: place.program.to_owned(), source })?;
+    Ok((Child::new(spawned), channel))
+}
+
+fn entries<'a>(shares: &[Share], files: &'a [OwnedFd], fds: &mut FdTable<'a>) -> Vec<ShareMessage> {
+    let entry = |(share, file): (&Share, &'a OwnedFd)| {
+        let file = fds.add(file);
+        ShareMessage { name: share.name.clone(), file, read_only: share.read_only }
+    };
+    shares.iter().zip(files).map(entry).collect()
+}
+
+/// Sends the order and waits for the answer.
+async fn carry_out(
+    child: &Child,
+    channel: &Channel,
+    order: &Order,
+    fds: &FdTable<'_>,
+    timeout: Duration,
+) -> Result<(), FileServerError> {
+    let exchange = async {
+        channel.send(order, fds.as_slice()).await?;
+        channel.receive::<StartReply>().await
+    };
+    match tokio::time::timeout(timeout, exchange).await {
+        Ok(Ok(Some(Ok(())))) => Ok(()),
+        Ok(Ok(Some(Err(failure)))) => Err(FileServerError::Refused(harmless(&failure.message, 1024))),
+        Ok(Ok(None)) | Ok(Err(ChannelError::Socket(_))) => {
+            child.kill();
+            Err(FileServerError::Died(child.reap()))
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(FileServerError::Timeout(timeout)),
     }
 }
 

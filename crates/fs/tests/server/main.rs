@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`process`], [`guest`] | the process with its sockets; the driver that plays a guest |
+//! | [`change`] | shares that come and go |
 //! | [`start`] | the start message, the jail, the end |
 //! | [`init`] | what is negotiated |
 //! | [`names`] | names that are no names |
@@ -12,6 +13,7 @@
 #![allow(missing_docs, reason = "a test")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+mod change;
 mod guest;
 mod init;
 mod messages;
