@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nacre_agent::container::{ChildStdio, CreateInput, Guest, RootfsSource, create, warm_up};
+use nacre_agent::container::{ChildStdio, CreateInput, Guest, RootfsSource, SharedMemory, create, warm_up};
 use nacre_agent::process::{Children, reap_for_ever};
 use rustix::fs::{Mode, OFlags, open};
 
@@ -37,6 +37,7 @@ fn main() -> Result<()> {
         state_dir,
         shares_dir: bundle.clone(),
         children,
+        shared_memory: Arc::new(SharedMemory::new("/run/nacre-bench/shm".into())),
         launcher: Arc::default(),
     };
     let spec_json = std::fs::read(bundle.join("config.json"))?;

@@ -7,13 +7,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nacre_protocol::ports::SHARES_DIR;
+use nacre_protocol::ports::{SHARED_MEMORY_DIR, SHARES_DIR};
 use rustix::process::{Pid, getpid};
 use rustix::system::{RebootCommand, reboot};
 use tokio::runtime::Builder;
 
 use crate::agent::Agent;
-use crate::container::{Guest, raise_file_limit};
+use crate::container::{Guest, SharedMemory, raise_file_limit};
 use crate::machine::boottime_us;
 use crate::machine::network::{NetworkError, loopback_up};
 use crate::process::{Children, reap_for_ever};
@@ -84,6 +84,7 @@ fn guest() -> Guest {
         state_dir: PathBuf::from(mounts::STATE_DIR),
         shares_dir: PathBuf::from(SHARES_DIR),
         children: Arc::new(Children::default()),
+        shared_memory: Arc::new(SharedMemory::new(PathBuf::from(SHARED_MEMORY_DIR))),
         launcher: Arc::default(),
     }
 }

@@ -18,3 +18,7 @@ pub const SHARES_DIR: &str = "/run/nacre/shares";
 
 /// Tag of the virtio-fs device.
 pub const SHARES_TAG: &str = "nacre";
+
+/// Source of a bind mount that is the sandbox's own shared memory: one tmpfs of the guest for all containers that name it,
+/// made when the first does.
+pub const SHARED_MEMORY_DIR: &str = "/run/nacre/shm";

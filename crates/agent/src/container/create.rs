@@ -110,6 +110,7 @@ fn open_sources(
         match &mut mount.source {
             MountSource::Bind { path, recursive, fd } => {
                 let file = Files::open(sources.files.as_ref(), path);
+                let file = file.or_else(|| guest.shared_memory.open(path));
                 *fd = Some(fds.push(file.unwrap_or_else(|| open_bind(guest, path, *recursive))?));
             }
             MountSource::Cgroup { fd } if !own_cgroup_namespace => {

@@ -43,6 +43,7 @@ mod passwd;
 mod plan;
 mod rootfs;
 mod seccomp;
+mod shared_memory;
 mod start;
 mod sys;
 
@@ -66,6 +67,7 @@ pub use launch::Launcher;
 pub use plan::{InvalidProcess, InvalidSpec};
 pub use rootfs::RootfsError;
 pub use seccomp::InvalidProfile;
+pub use shared_memory::SharedMemory;
 pub use start::{ExecError, Starter};
 pub(crate) use sys::task::raise_file_limit;
 
@@ -83,6 +85,8 @@ pub struct Guest {
     pub shares_dir: PathBuf,
     /// Every direct child of the agent.
     pub children: Arc<Children>,
+    /// What the containers of a pod share.
+    pub shared_memory: Arc<SharedMemory>,
     /// Forks the children of containers.
     pub launcher: Arc<Launcher>,
 }

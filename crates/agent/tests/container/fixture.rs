@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nacre_agent::container::{
     BundleFile, ChildStdio, CreateError, CreateInput, CreatedContainer, CreatedProcess, ExecInput, Guest,
-    RootfsSource, create, create_exec,
+    RootfsSource, SharedMemory, create, create_exec,
 };
 use nacre_agent::process::{Child, Children, Spawned, reap_for_ever};
 use nix::mount::{MsFlags, mount};
@@ -101,6 +101,7 @@ impl TestGuest {
             state_dir: path("state"),
             shares_dir: path("shares"),
             children: children(),
+            shared_memory: Arc::new(SharedMemory::new(path("state/shm"))),
             launcher: Arc::default(),
         };
         let this = Self { guest, dir };

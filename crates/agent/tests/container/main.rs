@@ -12,6 +12,7 @@ mod init;
 mod isolation;
 mod lifecycle;
 mod limits;
+mod pod;
 mod process;
 mod security;
 mod storage;
