@@ -7,8 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::rpc::agent::{
-    self, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty, HelloRequest, LayeredRootfs,
-    ProcessRequest, ResizeRequest, Rootfs, SharedRootfs, SignalRequest, UpdateRequest, rootfs::Source,
+    self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty,
+    HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs, SharedRootfs, SignalRequest,
+    UpdateRequest, rootfs::Source,
 };
 use nacre_protocol::rpc::agent_ttrpc::AgentClient;
 use ttrpc::context::Context;
@@ -68,6 +69,15 @@ pub struct Greeting {
     pub kernel_release: String,
     /// From the start of PID 1 to its answer, on the guest's clock, in microseconds.
     pub agent_us: u64,
+}
+
+/// A container that the agent made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Created {
+    /// Its init's PID in the guest.
+    pub pid: u32,
+    /// What it took.
+    pub timings: CreateTimings,
 }
 
 /// Microseconds that the agent spent.
@@ -169,6 +179,16 @@ impl Agent {
         })
     }
 
+    /// Brings the guest's links up, with what the host found on theirs.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn configure_network(&self, request: &ConfigureNetworkRequest) -> Result<(), AgentError> {
+        let call = self.client.configure_network(Context::default(), request);
+        within(self.timeout, "ConfigureNetwork", call).await?;
+        Ok(())
+    }
+
     /// Makes the container, up to its init's exec.
     ///
     /// # Errors
@@ -180,7 +200,7 @@ impl Agent {
         rootfs: GuestRootfs,
         files: Vec<BundleFile>,
         stdio: Stdio,
-    ) -> Result<CreateTimings, AgentError> {
+    ) -> Result<Created, AgentError> {
         let source = match rootfs {
             GuestRootfs::Layered { disk_id, layers, upper_limit_bytes } => {
                 Source::Layered(LayeredRootfs { disk_id, layers, upper_limit_bytes, ..Default::default() })
@@ -197,7 +217,8 @@ impl Agent {
         };
         let call = self.client.create_container(Context::default(), &request);
         let reply = within(self.timeout, "CreateContainer", call).await?;
-        Ok(CreateTimings { rootfs_us: reply.rootfs_us, create_us: reply.create_us })
+        let timings = CreateTimings { rootfs_us: reply.rootfs_us, create_us: reply.create_us };
+        Ok(Created { pid: reply.pid, timings })
     }
 
     /// Prepares an exec.

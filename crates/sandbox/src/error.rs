@@ -21,6 +21,23 @@ pub enum SandboxError {
     /// The sandbox has its container.
     #[error("this sandbox already has the container {0}")]
     HasContainer(String),
+    /// A container of another pod.
+    #[error("container {container} belongs to the pod {sandbox}, which is not this one")]
+    OtherPod {
+        /// Its id.
+        container: String,
+        /// The id of its pod's sandbox.
+        sandbox: String,
+    },
+    /// A root of EROFS layers for a container that joins.
+    #[error(
+        "a root file system of EROFS layers is possible for the first container of a sandbox alone; use the overlayfs \
+         snapshotter for pods"
+    )]
+    LayersInPod,
+    /// A sandbox that was made without a file server.
+    #[error("this sandbox has no file server")]
+    NoFileServer,
     /// An exec of that id is there.
     #[error("exec {0} exists")]
     HasExec(String),
@@ -81,6 +98,9 @@ pub enum SandboxError {
     /// The root file system or a share.
     #[error(transparent)]
     Storage(#[from] crate::storage::StorageError),
+    /// The network.
+    #[error(transparent)]
+    Network(#[from] crate::network::NetworkError),
     /// The file server.
     #[error(transparent)]
     FileServer(#[from] crate::file_server::FileServerError),

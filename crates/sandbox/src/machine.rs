@@ -1,7 +1,7 @@
 //! Everything on the host that a sandbox runs on, built up in one story and taken down in reverse.
 //!
 //! ```text
-//! directory -> cgroup -> mounts -> user id -> VMM -> file server -> vCPUs run -> agent says hello
+//! directory -> cgroup -> mounts -> user id -> VMM -> file server -> network -> vCPUs run -> agent says hello -> links up
 //! ```
 //!
 //! Each step is a guard. While [`boot`] runs they are local variables, which Rust drops in reverse order when a
@@ -26,6 +26,7 @@ use crate::config::Config;
 use crate::error::SandboxError;
 use crate::file_server::FileServer;
 use crate::jail::JailId;
+use crate::network::Network;
 use crate::plan::{Plan, RootfsPlan};
 use crate::record::{ProcessRef, Record, SandboxDir};
 use crate::stdio::Dialer;
@@ -60,15 +61,26 @@ pub struct Machine {
     vm: Vm,
     agent: Agent,
     file_server: Option<FileServer>,
+    network: Option<Network>,
     mounts: HostMounts,
     jail: Option<JailId>,
     cgroup: Option<Cgroup>,
     dir: SandboxDir,
+    record: Record,
+    assets: Assets,
+    timeout: Duration,
     has_writable_shares: bool,
     /// Where the layers lie on the disk; none: the root is shared.
     layers: Option<Vec<(u64, u64)>>,
     /// How long the boot took.
     pub times: BootTimes,
+}
+
+/// What a container that joined has brought along.
+#[derive(Debug)]
+pub struct Addition {
+    shares: Vec<String>,
+    mounts: HostMounts,
 }
 
 /// Moments and durations of a boot.
@@ -118,9 +130,9 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     let (vm, serial) = Vm::spawn(&place)?;
     settle(vm.child(), cgroup.as_ref(), plan)?;
     record.children.push(ProcessRef::of(vm.pid()));
-    let file_server = match plan.shares.is_empty() {
-        true => None,
-        false => Some(FileServer::spawn(&Place { program: &assets.fs()?, ..place })?),
+    let file_server = match plan.needs_file_server() {
+        false => None,
+        true => Some(FileServer::spawn(&Place { program: &assets.fs()?, ..place })?),
     };
     if let Some(server) = &file_server {
         settle(server.child(), cgroup.as_ref(), plan)?;
@@ -134,6 +146,10 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
             let files = open_shares(&plan.shares)?;
             Some(server.start(&plan.shares, &files, dir.path(), timeout).await?)
         }
+        None => None,
+    };
+    let mut network = match &plan.network {
+        Some(path) => Some(Network::join(path).await?),
         None => None,
     };
     let socket = |what| move |source: io::Error| SandboxError::Socket { what, source };
@@ -152,6 +168,7 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
         vsock: crate::socket::listen(&dir.vsock()).map_err(socket("the vsock socket"))?,
         agent: agent_of_vmm,
         disks,
+        taps: network.as_mut().map(Network::take_taps).unwrap_or_default(),
         fs,
         jail: jail.as_ref().map(JailId::config),
     };
@@ -160,11 +177,31 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     let agent = Agent::new(agent_socket, settings.config.timeouts.agent())?;
     let tag = if file_server.is_some() { SHARES_TAG } else { "" };
     let greeting = hello(&vm, &agent, &plan.hostname, tag, timeout).await?;
+    if let Some(network) = &network
+        && let Err(error) = agent.configure_network(network.request()).await
+    {
+        return Err(explain(&vm, error).await);
+    }
     let times = BootTimes { vmm_spawned, running, ready: Instant::now(), start, greeting };
     debug!(sandbox = %settings.id, ?times, "agent ready");
     info!(sandbox = %settings.id, vmm_pid = vm.pid(), kernel = times.greeting.kernel_release, "VM started");
     let has_writable_shares = plan.shares.iter().any(|share| !share.read_only);
-    Ok(Machine { vm, agent, file_server, mounts, jail, cgroup, dir, has_writable_shares, layers, times })
+    Ok(Machine {
+        vm,
+        agent,
+        file_server,
+        network,
+        mounts,
+        jail,
+        cgroup,
+        dir,
+        record,
+        assets,
+        timeout,
+        has_writable_shares,
+        layers,
+        times,
+    })
 }
 
 fn open_kvm() -> Result<File, SandboxError> {
@@ -281,6 +318,53 @@ impl Machine {
         }
     }
 
+    /// Mounts the root of a container that joins, and shares it with the guest, and whatever else its plan shares.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. Nothing is left of it.
+    pub async fn add(&mut self, plan: &Plan) -> Result<Addition, SandboxError> {
+        if let RootfsPlan::Layers { .. } = plan.rootfs {
+            return Err(SandboxError::LayersInPod);
+        }
+        let known = self.record.mounts.len();
+        self.record.mounts.extend(HostMounts::points_of(plan));
+        self.dir.write(&self.record)?;
+        match self.share(plan).await {
+            Ok(mounts) => {
+                self.has_writable_shares |= plan.shares.iter().any(|share| !share.read_only);
+                let shares = plan.shares.iter().map(|share| share.name.clone()).collect();
+                Ok(Addition { shares, mounts })
+            }
+            Err(error) => {
+                self.record.mounts.truncate(known);
+                Err(error)
+            }
+        }
+    }
+
+    async fn share(&self, plan: &Plan) -> Result<HostMounts, SandboxError> {
+        let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
+        let mounts = HostMounts::make(plan)?;
+        let files = open_shares(&plan.shares)?;
+        let program = self.assets.fs()?;
+        server.change(&program, (&plan.shares, &files), &[], self.timeout).await?;
+        Ok(mounts)
+    }
+
+    /// Takes back what [`Self::add`] has given.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. The mounts on the host are gone all the same.
+    pub async fn remove(&mut self, addition: Addition) -> Result<(), SandboxError> {
+        let Addition { shares, mounts } = addition;
+        let points = mounts.into_points();
+        self.record.mounts.retain(|point| !points.contains(point));
+        let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
+        let program = self.assets.fs()?;
+        server.change(&program, (&[], &[]), &shares, self.timeout).await?;
+        Ok(self.dir.write(&self.record)?)
+    }
+
     /// Ends the VM and undoes everything. A guest that may hold unwritten bytes of a share writes them first.
     pub async fn take_down(self) -> Arc<VmExit> {
         if self.has_writable_shares
@@ -291,6 +375,9 @@ impl Machine {
         }
         self.vm.kill();
         let exit = self.vm.ended().await;
+        if let Some(network) = self.network {
+            network.leave().await;
+        }
         debug!(
             jailed = self.jail.is_some(),
             served = self.file_server.is_some(),

@@ -178,7 +178,7 @@ impl HostMounts {
     /// See [`StorageError`]. What was mounted until then is taken down.
     pub fn make(plan: &Plan) -> Result<Self, StorageError> {
         let mut made = Self::default();
-        if let RootfsPlan::Directory { path, mounts } = &plan.rootfs {
+        if let RootfsPlan::Directory { path, mounts, .. } = &plan.rootfs {
             if !mounts.is_empty() {
                 let failed =
                     |source| StorageError::Mount { kind: "nothing".into(), path: path.clone(), source };
@@ -195,9 +195,16 @@ impl HostMounts {
     /// The mount points that [`Self::make`] will use, for the record on disk.
     pub fn points_of(plan: &Plan) -> Vec<PathBuf> {
         match &plan.rootfs {
-            RootfsPlan::Directory { path, mounts } => mounts.iter().map(|_| path.clone()).collect(),
+            RootfsPlan::Directory { path, mounts, .. } => mounts.iter().map(|_| path.clone()).collect(),
             RootfsPlan::Layers { .. } => Vec::new(),
         }
+    }
+
+    /// Takes them down, and tells where they were.
+    pub fn into_points(mut self) -> Vec<PathBuf> {
+        let points = std::mem::take(&mut self.points);
+        take_down(&points);
+        points
     }
 
     /// How many there are.

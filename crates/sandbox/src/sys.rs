@@ -50,6 +50,36 @@ pub(crate) struct Spawned {
     pub(crate) pidfd: OwnedFd,
 }
 
+/// TUNSETIFF (include/uapi/linux/if_tun.h).
+const TUNSETIFF: libc::c_ulong = 0x4004_54ca;
+
+/// Makes a tap of an open `/dev/net/tun`: Ethernet frames, each after a virtio-net header. `%d` in the name becomes a
+/// number that is free; the name that it got.
+///
+/// # Errors
+/// What the ioctl says: EPERM without CAP_NET_ADMIN.
+pub(crate) fn make_tap(file: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    let mut request = libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_flags: (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as libc::c_short,
+        },
+    };
+    if name.len() >= request.ifr_name.len() {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    for (place, byte) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *place = byte.cast_signed();
+    }
+    // SAFETY: TUNSETIFF reads and writes one `struct ifreq`, which `request` is, and the descriptor is open.
+    let result = unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &raw mut request) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let bytes = request.ifr_name.iter().map(|byte| byte.cast_unsigned()).take_while(|byte| *byte != 0);
+    String::from_utf8(bytes.collect()).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
 /// Watches a descriptor.
 ///
 /// # Errors

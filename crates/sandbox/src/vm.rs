@@ -24,13 +24,14 @@ use nacre_protocol::control::{
 };
 use nacre_protocol::ports::{CONTROL_PORT, SHARES_TAG};
 use nacre_protocol::vm::{
-    DiskConfig, Extent, FsConfig, HostPort, JailConfig, KernelLog, VmConfig, VsockConfig,
+    DiskConfig, Extent, FsConfig, HostPort, JailConfig, KernelLog, NetConfig, VmConfig, VsockConfig,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{oneshot, watch};
 
 use crate::channel::{self, Channel, ChannelError, FdTable};
+use crate::network::Tap;
 use crate::process::Child;
 use crate::sys::{self, Program};
 use crate::tail::{LogLines, TailReader};
@@ -140,6 +141,8 @@ pub struct Parts {
     pub agent: UnixStream,
     /// Disks.
     pub disks: Vec<Disk>,
+    /// Network links.
+    pub taps: Vec<Tap>,
     /// The VMM's end of the vhost-user connection to the file server.
     pub fs: Option<OwnedFd>,
     /// User and group that the VMM becomes.
@@ -373,6 +376,8 @@ fn configure<'a>(parts: &'a Parts, serial: &'a Serial, fds: &mut FdTable<'a>) ->
         read_only: disk.read_only,
     });
     let disks = disks.collect();
+    let net = |tap: &'a Tap| NetConfig { tap: fds.add(&tap.file), mac: tap.mac, mtu: tap.mtu };
+    let nets = parts.taps.iter().map(net).collect();
     VmConfig {
         vcpus: parts.vcpus,
         memory_mib: parts.memory_mib,
@@ -386,7 +391,7 @@ fn configure<'a>(parts: &'a Parts, serial: &'a Serial, fds: &mut FdTable<'a>) ->
             host_ports: vec![HostPort { port: CONTROL_PORT, socket: fds.add(&parts.agent) }],
         },
         disks,
-        nets: Vec::new(),
+        nets,
         fs: parts.fs.as_ref().map(|socket| FsConfig { tag: SHARES_TAG.to_owned(), socket: fds.add(socket) }),
         balloon: true,
         rng: true,

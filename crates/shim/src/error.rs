@@ -39,9 +39,11 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Record(RecordError::Exists { .. }) => Code::ALREADY_EXISTS,
         SandboxError::Id(_) | SandboxError::Plan(_) | SandboxError::Resources(_) => Code::INVALID_ARGUMENT,
         SandboxError::ReadSpec { .. } | SandboxError::Stdio(_) => Code::INVALID_ARGUMENT,
-        SandboxError::State(_) | SandboxError::NotRunning(_) | SandboxError::MemoryAboveGuest { .. } => {
-            Code::FAILED_PRECONDITION
-        }
+        SandboxError::OtherPod { .. } | SandboxError::LayersInPod => Code::INVALID_ARGUMENT,
+        SandboxError::State(_)
+        | SandboxError::NotRunning(_)
+        | SandboxError::NoFileServer
+        | SandboxError::MemoryAboveGuest { .. } => Code::FAILED_PRECONDITION,
         SandboxError::Kvm { .. } | SandboxError::Asset(_) => Code::FAILED_PRECONDITION,
         SandboxError::Jail(JailError::AllTaken) => Code::RESOURCE_EXHAUSTED,
         SandboxError::Vm(VmError::Refused { failure, .. }) => match failure.kind {
@@ -59,6 +61,7 @@ fn code(error: &SandboxError) -> Code {
         | SandboxError::Jail(_)
         | SandboxError::Cgroup(_)
         | SandboxError::Storage(_)
+        | SandboxError::Network(_)
         | SandboxError::FileServer(_)
         | SandboxError::Socket { .. }
         | SandboxError::Vm(_)

@@ -21,6 +21,8 @@ pub(crate) enum SocketError {
     Dir(#[from] RecordError),
     #[error("a shim of {id} in namespace {namespace} is running")]
     InUse { namespace: ContainerId, id: ContainerId },
+    #[error("no shim of the sandbox {id} is running in namespace {namespace}")]
+    NotRunning { namespace: ContainerId, id: ContainerId },
     #[error("cannot listen on {path}")]
     Listen { path: PathBuf, source: io::Error },
 }
@@ -62,6 +64,19 @@ pub(crate) fn end_owner(socket: &Path) {
         owner.kill();
     }
     remove(socket);
+}
+
+/// The socket of a sandbox whose shim is running.
+pub(crate) fn find(
+    run_dir: &Path,
+    namespace: &ContainerId,
+    id: &ContainerId,
+) -> Result<PathBuf, SocketError> {
+    let path = path(run_dir, namespace, id);
+    match UnixStream::connect(&path) {
+        Ok(_) => Ok(path),
+        Err(_) => Err(SocketError::NotRunning { namespace: namespace.clone(), id: id.clone() }),
+    }
 }
 
 /// Binds the socket; one that a dead shim left is replaced.

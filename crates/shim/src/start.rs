@@ -1,10 +1,11 @@
-//! `start`: binds the socket, forks the server, prints where it listens.
+//! `start`: binds the socket, forks the server, prints where it listens. A container that joins a pod has no server of its own:
+//! the answer is where its sandbox's listens.
 //!
 //! The fork comes before any thread or runtime. The socket listens already when the address is printed, so that
 //! whoever reads it can connect at once; the server takes the connection when it is up.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixListener;
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 use nacre_protocol::id::ContainerId;
 use nacre_sandbox::config::Config;
+use nacre_sandbox::plan::MAX_SPEC_BYTES;
+use nacre_sandbox::plan::pod::{self, Role};
 use nacre_sandbox::record::run_dir;
 use serde::Serialize;
 
@@ -51,18 +54,39 @@ pub(crate) fn start(args: &Args) -> Result<()> {
     let (namespace, id) = (args.namespace()?, args.id()?);
     let (config, run_dir) = (Config::load()?, run_dir()?);
     let bundle = std::env::current_dir().context("cannot find the bundle")?;
+    if let Some(sandbox) = sandbox_of(&bundle)? {
+        let socket = socket::find(&run_dir, &namespace, &sandbox)?;
+        return print_address(&format!("unix://{}", socket.display()));
+    }
     let (listener, socket) = socket::listen(&run_dir, &namespace, &id)?;
     let address = format!("unix://{}", socket.display());
     let debug = args.debug;
     let server = Server { namespace, id, run_dir, socket, config, bundle, debug };
     match sys::fork().context("cannot fork")? {
         Fork::Child => std::process::exit(run(server, listener)),
-        Fork::Parent => {
-            write_address(&address);
-            print!("{}", answer(&address, std::env::var(MAX_VERSION_ENV).ok().as_deref()));
-            io::stdout().flush().context("cannot print the address")
-        }
+        Fork::Parent => print_address(&address),
     }
+}
+
+/// The sandbox that the bundle's container joins, if it does.
+fn sandbox_of(bundle: &Path) -> Result<Option<ContainerId>> {
+    let config = match File::open(bundle.join("config.json")) {
+        // The Create request brings it, or says that it is missing.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.context("cannot open config.json")?,
+    };
+    let mut text = Vec::new();
+    config.take(MAX_SPEC_BYTES as u64 + 1).read_to_end(&mut text).context("cannot read config.json")?;
+    match pod::role_of(&text)? {
+        Role::Member { sandbox } => Ok(Some(sandbox.parse().context("the id of the sandbox is none")?)),
+        Role::Alone | Role::Sandbox => Ok(None),
+    }
+}
+
+fn print_address(address: &str) -> Result<()> {
+    write_address(address);
+    print!("{}", answer(address, std::env::var(MAX_VERSION_ENV).ok().as_deref()));
+    io::stdout().flush().context("cannot print the address")
 }
 
 /// For containerd 1.6 and `nacre`, the bare address; the JSON of later ones where they say that they read it.

@@ -5,12 +5,14 @@
 //! the document that the guest gets. The rest of the document crosses as it is, unknown fields included.
 //!
 //! [`mounts`] sorts bind mounts into shares, [`rootfs`] the root's mounts into a disk or a directory,
-//! [`annotations`] holds the short list of annotations that mean anything to us (B5).
+//! [`annotations`] holds the short list of annotations that mean anything to us (B5), [`pod`] those by which the CRI
+//! makes several containers a pod.
 
 pub mod annotations;
 pub mod cgroup;
 pub mod files;
 pub mod mounts;
+pub mod pod;
 pub mod resources;
 pub mod rootfs;
 mod spec;
@@ -31,6 +33,9 @@ use crate::config::VmSettings;
 /// Longest OCI configuration in bytes: it crosses to the agent in one message of at most 4 MiB.
 pub const MAX_SPEC_BYTES: usize = 3 << 20;
 
+/// Type of a network namespace in an OCI configuration.
+const NETWORK: &str = "network";
+
 /// What a plan is made from.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -44,11 +49,15 @@ pub struct Inputs<'a> {
     pub settings: &'a VmSettings,
     /// What the host has.
     pub host: HostLimits,
+    /// The sandbox that runs already; none: the container is the first.
+    pub joined: Option<pod::Joined<'a>>,
 }
 
-/// A VM and a container in it.
+/// A VM and a container in it; of a container that joins a sandbox, what is of the container.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
+    /// What the container is to its VM.
+    pub role: pod::Role,
     /// vCPUs.
     pub vcpus: u8,
     /// Guest memory.
@@ -63,6 +72,8 @@ pub struct Plan {
     pub files: Vec<BundleFile>,
     /// The configuration as the agent gets it.
     pub spec_json: Vec<u8>,
+    /// The network namespace whose links the VM gets.
+    pub network: Option<PathBuf>,
     /// Where the sandbox's processes go on the host.
     pub cgroup: CgroupPlan,
     /// Host name of the guest.
@@ -91,6 +102,9 @@ pub enum PlanError {
     /// Root mounts that make no root file system.
     #[error(transparent)]
     Rootfs(#[from] rootfs::RootfsError),
+    /// An annotation of the CRI's that has no meaning.
+    #[error(transparent)]
+    Pod(#[from] pod::PodError),
     /// A limit that the host cannot give.
     #[error(transparent)]
     Resources(#[from] resources::ResourceError),
@@ -123,23 +137,40 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     }
     let mut document: Value = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
     let spec: spec::Spec = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
-    refuse_what_is_of_the_host(&spec)?;
+    refuse_hooks(&spec)?;
+    match &inputs.joined {
+        Some(joined) => pod::join_namespaces(&mut document, &spec.linux.namespaces, joined)?,
+        None => refuse_namespaces(&spec)?,
+    }
 
     let options = annotations::parse(&spec.annotations)?;
-    let size = resources::size(&spec.linux.resources, inputs.settings, inputs.host)?;
+    let role = pod::role(&spec.annotations)?;
+    let size = match role {
+        // Its own limits are those of a process that sleeps.
+        pod::Role::Sandbox => {
+            resources::size(&pod::resources(&spec.annotations)?, inputs.settings, inputs.host)
+        }
+        _ => resources::size(&spec.linux.resources, inputs.settings, inputs.host),
+    }?;
+    let prefix = inputs.joined.map_or("", |joined| joined.share_prefix);
     let mut shares = Vec::new();
-    let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, &mut shares)?;
-    let files = mounts::share_binds(&mut document, inputs.bundle, &mut shares)?;
+    let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, prefix, &mut shares)?;
+    let place = mounts::Place { bundle: inputs.bundle, prefix, annotations: &spec.annotations };
+    let files = mounts::share_binds(&mut document, &place, &mut shares)?;
     strip_host_labels(&mut document);
     share_network(&mut document);
 
+    let network = network(&spec);
     let process = spec.process.ok_or(PlanError::NoProcess)?;
+    let has_shares = !shares.is_empty() || role == pod::Role::Sandbox;
     Ok(Plan {
+        role,
         vcpus: size.vcpus,
         memory_mib: size.memory_mib,
         kernel_log: options.kernel_log,
         rootfs,
-        cgroup: cgroup::plan(&spec.linux, inputs.settings, &size, !shares.is_empty())?,
+        network,
+        cgroup: cgroup::plan(&spec.linux, inputs.settings, &size, has_shares)?,
         shares,
         files,
         spec_json: serde_json::to_vec(&document).map_err(PlanError::Parse)?,
@@ -149,15 +180,23 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     })
 }
 
-fn refuse_what_is_of_the_host(spec: &spec::Spec) -> Result<(), PlanError> {
-    for namespace in &spec.linux.namespaces {
-        if !namespace.path.is_empty() {
-            return Err(PlanError::JoinNamespace {
-                kind: crate::text::harmless(&namespace.kind, 32),
-                path: crate::text::harmless(&namespace.path, 256),
-            });
-        }
+impl Plan {
+    /// Whether the VM needs a file server.
+    pub fn needs_file_server(&self) -> bool {
+        // Whoever joins a sandbox may bring the first share.
+        !self.shares.is_empty() || self.role == pod::Role::Sandbox
     }
+}
+
+fn refuse_namespaces(spec: &spec::Spec) -> Result<(), PlanError> {
+    let of_the_host = |namespace: &&spec::Namespace| !namespace.path.is_empty() && namespace.kind != NETWORK;
+    match spec.linux.namespaces.iter().find(of_the_host) {
+        Some(namespace) => Err(pod::foreign(namespace)),
+        None => Ok(()),
+    }
+}
+
+fn refuse_hooks(spec: &spec::Spec) -> Result<(), PlanError> {
     let on_the_host = [
         ("prestart", &spec.hooks.prestart),
         ("createRuntime", &spec.hooks.create_runtime),
@@ -185,16 +224,25 @@ fn strip_host_labels(document: &mut Value) {
     }
 }
 
+/// The network namespace that somebody prepared for the sandbox.
+fn network(spec: &spec::Spec) -> Option<PathBuf> {
+    let found = spec.linux.namespaces.iter().find(|namespace| namespace.kind == NETWORK)?;
+    Some(&found.path).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
 /// Takes the network namespace out: the guest's own network is the sandbox's, with its links and its loopback, and
 /// nobody else is in it (`docs/adr/0010-the-network-is-the-vms.md`). A container with a user namespace keeps its own,
 /// since only the owner of a network namespace may mount its sysfs (`user_namespaces(7)`).
 fn share_network(document: &mut Value) {
     let namespaces = document.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
     let Some(namespaces) = namespaces else { return };
+    let has_path = |namespace: &Value| {
+        namespace.get("path").and_then(Value::as_str).is_some_and(|path| !path.is_empty())
+    };
     let is = |namespace: &Value, kind: &str| namespace.get("type").and_then(Value::as_str) == Some(kind);
-    if !namespaces.iter().any(|namespace| is(namespace, "user")) {
-        namespaces.retain(|namespace| !is(namespace, "network"));
-    }
+    let own_user = namespaces.iter().any(|namespace| is(namespace, "user"));
+    // A path is the host's, and its links are the guest's own by now.
+    namespaces.retain(|namespace| !is(namespace, NETWORK) || own_user && !has_path(namespace));
 }
 
 /// A path of the configuration: absolute, or relative to the bundle.

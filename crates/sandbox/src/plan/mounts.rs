@@ -5,15 +5,16 @@
 //! guest's kernel makes by itself (proc, tmpfs ...) stay as they are. Everything else, a mount of a host's
 //! device say, is refused.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::files::FILES_DIR;
 use nacre_protocol::fs::MAX_SHARES;
-use nacre_protocol::ports::SHARES_DIR;
+use nacre_protocol::ports::{SHARED_MEMORY_DIR, SHARES_DIR};
 use serde_json::Value;
 
 use super::files::{self, BundleFile};
-use super::in_bundle;
+use super::{in_bundle, pod};
 use crate::text::harmless;
 
 /// Types that the guest's kernel makes without anything of the host.
@@ -61,10 +62,22 @@ pub enum MountError {
     TooMany(usize),
 }
 
-/// Makes a share or a file of each bind mount, rewrites its source to the path in the guest, and gives the files.
+/// Where the mounts of a configuration are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place<'a> {
+    /// The bundle's directory.
+    pub(super) bundle: &'a Path,
+    /// What the names of its shares begin with.
+    pub(super) prefix: &'a str,
+    /// The configuration's.
+    pub(super) annotations: &'a BTreeMap<String, String>,
+}
+
+/// Makes a share or a file of each bind mount, rewrites its source to the path in the guest, and gives the files. The
+/// shared memory of a pod is the guest's own.
 pub(super) fn share_binds(
     document: &mut Value,
-    bundle: &Path,
+    place: &Place<'_>,
     shares: &mut Vec<Share>,
 ) -> Result<Vec<BundleFile>, MountError> {
     let mut files = Vec::new();
@@ -82,11 +95,15 @@ pub(super) fn share_binds(
             let destination = harmless(text("destination"), 256);
             return Err(MountError::Type { kind: harmless(&kind, 32), destination });
         }
-        let source = in_bundle(bundle, text("source"));
+        let source = in_bundle(place.bundle, text("source"));
+        if pod::is_shared_memory(&source, place.annotations) {
+            mount.insert("source".to_owned(), Value::String(SHARED_MEMORY_DIR.to_owned()));
+            continue;
+        }
         refuse_kernel_trees(&source)?;
         let read_only = is_read_only(options);
-        let name = format!("m{index}");
-        if files::take(bundle, &source, &name, &mut files) {
+        let name = format!("{}m{index}", place.prefix);
+        if files::take(place.bundle, &source, &name, &mut files) {
             mount.insert("source".to_owned(), Value::String(format!("{FILES_DIR}/{name}")));
             continue;
         }
@@ -122,7 +139,9 @@ mod tests {
     fn share(mounts: Value) -> Result<(Vec<Share>, Value), MountError> {
         let mut document = json!({ "mounts": mounts });
         let mut shares = Vec::new();
-        share_binds(&mut document, Path::new("/bundle"), &mut shares)?;
+        let annotations = BTreeMap::from([("io.kubernetes.cri.sandbox-id".to_owned(), "p1".to_owned())]);
+        let place = Place { bundle: Path::new("/bundle"), prefix: "", annotations: &annotations };
+        share_binds(&mut document, &place, &mut shares)?;
         Ok((shares, document["mounts"].take()))
     }
 
@@ -171,10 +190,12 @@ mod tests {
             {"destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["rbind", "rprivate"]},
         ]});
         let mut shares = Vec::new();
-        let files = share_binds(&mut document, bundle.path(), &mut shares).unwrap();
-        let expected = files::BundleFile { name: "m1".into(), content: b"x".to_vec(), mode: files[0].mode };
+        let place = Place { bundle: bundle.path(), prefix: "c2-", annotations: &BTreeMap::new() };
+        let files = share_binds(&mut document, &place, &mut shares).unwrap();
+        let expected =
+            files::BundleFile { name: "c2-m1".into(), content: b"x".to_vec(), mode: files[0].mode };
         assert_eq!((shares, files), (vec![], vec![expected]));
-        assert_eq!(document["mounts"][1]["source"], "/run/nacre/files/m1");
+        assert_eq!(document["mounts"][1]["source"], "/run/nacre/files/c2-m1");
     }
 
     #[test]
@@ -183,6 +204,15 @@ mod tests {
                             {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=64m"]}]);
         let (shares, after) = share(mounts.clone()).unwrap();
         assert_eq!((shares, after), (vec![], mounts));
+    }
+
+    #[test]
+    fn shared_memory_of_a_pod_is_the_guests() {
+        let source = "/run/containerd/io.containerd.grpc.v1.cri/sandboxes/p1/shm";
+        let mount =
+            json!({"destination": "/dev/shm", "type": "bind", "source": source, "options": ["rbind"]});
+        let (shares, mounts) = share(json!([mount])).unwrap();
+        assert_eq!((shares, &mounts[0]["source"]), (vec![], &json!("/run/nacre/shm")));
     }
 
     #[test]

@@ -41,8 +41,10 @@ pub enum RootfsPlan {
         /// Bytes that the writable layer may hold; 0: the agent's default.
         upper_limit_bytes: u64,
     },
-    /// The share [`ROOTFS_SHARE`].
+    /// A share.
     Directory {
+        /// Name of the share.
+        share: String,
         /// The directory on the host.
         path: PathBuf,
         /// What is mounted there before.
@@ -76,11 +78,12 @@ pub enum RootfsError {
     NoRoot,
 }
 
-/// Sorts the mounts; a directory becomes a share.
+/// Sorts the mounts; a directory becomes a share, whose name begins with `prefix`.
 pub(super) fn sort(
     mounts: &[Mount],
     root: &Root,
     bundle: &Path,
+    prefix: &str,
     shares: &mut Vec<Share>,
 ) -> Result<RootfsPlan, RootfsError> {
     if mounts.first().is_some_and(|mount| mount.kind == "erofs") {
@@ -101,8 +104,9 @@ pub(super) fn sort(
     }
     let read_only =
         root.readonly || mounts.last().is_some_and(|mount| mount.options.iter().any(|o| o == "ro"));
-    shares.insert(0, Share { name: ROOTFS_SHARE.to_owned(), source: path.clone(), read_only });
-    Ok(RootfsPlan::Directory { path, mounts: mounts.to_vec() })
+    let share = format!("{prefix}{ROOTFS_SHARE}");
+    shares.insert(0, Share { name: share.clone(), source: path.clone(), read_only });
+    Ok(RootfsPlan::Directory { share, path, mounts: mounts.to_vec() })
 }
 
 fn layers(mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
@@ -171,10 +175,14 @@ mod tests {
         }
     }
 
+    fn directory(mounts: Vec<Mount>) -> RootfsPlan {
+        RootfsPlan::Directory { share: "rootfs".into(), path: "/bundle/rootfs".into(), mounts }
+    }
+
     fn sorted(mounts: &[Mount]) -> Result<(RootfsPlan, Vec<Share>), RootfsError> {
         let root = Root { path: "rootfs".into(), readonly: false };
         let mut shares = Vec::new();
-        sort(mounts, &root, Path::new("/bundle"), &mut shares).map(|plan| (plan, shares))
+        sort(mounts, &root, Path::new("/bundle"), "", &mut shares).map(|plan| (plan, shares))
     }
 
     #[test]
@@ -202,7 +210,7 @@ mod tests {
     fn overlay_snapshot_is_mounted_on_the_host_and_shared() {
         let overlay = mount("overlay", "overlay", &["lowerdir=/l", "upperdir=/u", "workdir=/w"]);
         let (plan, shares) = sorted(std::slice::from_ref(&overlay)).unwrap();
-        assert_eq!(plan, RootfsPlan::Directory { path: "/bundle/rootfs".into(), mounts: vec![overlay] });
+        assert_eq!(plan, directory(vec![overlay]));
         assert_eq!(
             shares[0],
             Share { name: "rootfs".into(), source: "/bundle/rootfs".into(), read_only: false }
@@ -212,7 +220,7 @@ mod tests {
     #[test]
     fn no_mounts_mean_the_root_of_the_configuration() {
         let (plan, _) = sorted(&[]).unwrap();
-        assert_eq!(plan, RootfsPlan::Directory { path: "/bundle/rootfs".into(), mounts: vec![] });
+        assert_eq!(plan, directory(vec![]));
     }
 
     #[test]

@@ -29,6 +29,7 @@ fn plan_of(document: &Value) -> Result<Plan, PlanError> {
         rootfs: &rootfs,
         settings: &VmSettings::default(),
         host: HOST,
+        joined: None,
     })
 }
 
@@ -73,9 +74,21 @@ fn nulls_of_go_are_empty() {
 #[test]
 fn namespace_of_the_host_cannot_be_joined() {
     let mut document = spec();
-    document["linux"]["namespaces"] = json!([{"type": "network", "path": "/var/run/netns/x"}]);
+    document["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/7/ns/ipc"}]);
     let error = plan_of(&document).unwrap_err();
-    assert_eq!(error.to_string(), "joining the network namespace /var/run/netns/x is not supported");
+    assert_eq!(error.to_string(), "joining the ipc namespace /proc/7/ns/ipc is not supported");
+}
+
+#[test]
+fn network_that_was_prepared_is_the_vms_and_its_path_stays_here() {
+    let mut document = spec();
+    document["linux"]["namespaces"] =
+        json!([{"type": "pid"}, {"type": "network", "path": "/var/run/netns/x"}]);
+    let plan = plan_of(&document).unwrap();
+    assert_eq!(plan.network.as_deref(), Some(Path::new("/var/run/netns/x")));
+    let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
+    assert_eq!(sent["linux"]["namespaces"], json!([{"type": "pid"}]));
+    assert_eq!(plan_of(&spec()).unwrap().network, None);
 }
 
 #[test]
@@ -115,6 +128,7 @@ fn document_that_is_none_is_an_error() {
             rootfs: &[],
             settings: &VmSettings::default(),
             host: HOST,
+            joined: None,
         };
         assert!(plan(inputs).is_err(), "{bad:?}");
     }
@@ -135,4 +149,53 @@ fn c09_document_above_the_limit_is_refused() {
     let mut document = spec();
     document["annotations"] = json!({"a": "x".repeat(MAX_SPEC_BYTES)});
     assert!(matches!(plan_of(&document), Err(PlanError::TooLong(_))));
+}
+
+fn pod(kind: &str) -> Value {
+    let mut document = spec();
+    document["annotations"] = json!({
+        "io.kubernetes.cri.container-type": kind,
+        "io.kubernetes.cri.sandbox-id": "p1",
+        "io.kubernetes.cri.sandbox-memory": "268435456",
+        "io.kubernetes.cri.sandbox-cpu-quota": "300000",
+        "io.kubernetes.cri.sandbox-cpu-period": "100000",
+    });
+    document
+}
+
+#[test]
+fn vm_of_a_pod_has_the_size_of_its_limits_and_a_file_server() {
+    let plan = plan_of(&pod("sandbox")).unwrap();
+    assert_eq!((plan.vcpus, plan.memory_mib), (3, 256 + 64));
+    assert!(plan.needs_file_server() && plan.shares.is_empty());
+    assert!(!plan_of(&spec()).unwrap().needs_file_server());
+}
+
+#[test]
+fn container_that_joins_has_names_of_its_own() {
+    let mut document = pod("container");
+    document["mounts"] =
+        json!([{"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}]);
+    document["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/700/ns/ipc"}, {"type": "pid"}]);
+    let spec_json = serde_json::to_vec(&document).unwrap();
+    let joined = pod::Joined { share_prefix: "c3-", host_pid: 700, guest_pid: 60, network: None };
+    let plan = plan(Inputs {
+        bundle: Path::new("/bundle"),
+        spec_json: &spec_json,
+        rootfs: &[Mount { kind: "overlay".into(), ..Mount::default() }],
+        settings: &VmSettings::default(),
+        host: HOST,
+        joined: Some(joined),
+    })
+    .unwrap();
+    assert_eq!(
+        plan.shares.iter().map(|share| share.name.as_str()).collect::<Vec<_>>(),
+        ["c3-rootfs", "c3-m0"]
+    );
+    let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
+    assert_eq!(sent["mounts"][0]["source"], "/run/nacre/shares/c3-m0");
+    assert_eq!(
+        sent["linux"]["namespaces"],
+        json!([{"type": "ipc", "path": "/proc/60/ns/ipc"}, {"type": "pid"}])
+    );
 }

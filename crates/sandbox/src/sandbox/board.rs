@@ -1,53 +1,65 @@
 //! Where the task shows the state of its processes, to be read without asking it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Container;
 use super::process::{Process, ProcessId, ProcessStatus};
+use super::{Container, First};
 use crate::error::SandboxError;
+use crate::machine::Machine;
 use crate::state::State;
 use crate::text::harmless;
 use crate::vm::Killer;
 
-/// The state of the container's processes; by exec id, init's is empty.
+/// The state of every container's processes.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Board(Arc<Mutex<Option<Shown>>>);
+pub(super) struct Board(Arc<Mutex<Shown>>);
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Shown {
-    container: String,
+    /// The first container.
+    first: Option<String>,
     vm: Option<Killer>,
-    processes: BTreeMap<String, ProcessStatus>,
+    /// By container and exec; init's exec id is empty.
+    processes: BTreeMap<String, BTreeMap<String, ProcessStatus>>,
 }
 
 impl Board {
-    /// Shows a container, or that there is none.
-    pub(super) fn show(&self, container: Option<&Container>) {
-        let shown = container.map(|container| {
+    /// Shows what there is.
+    pub(super) fn show(
+        &self,
+        first: Option<&First>,
+        machine: Option<&Machine>,
+        containers: &BTreeMap<String, Container>,
+    ) {
+        let processes = |(id, container): (&String, &Container)| {
             let init = (String::new(), status(container, &container.init, container.pid));
             let exec = |(id, process): (&String, &Process)| {
                 let pid = if process.state == State::Created { 0 } else { container.pid };
                 (id.clone(), status(container, process, pid))
             };
-            let processes = std::iter::once(init).chain(container.execs.iter().map(exec)).collect();
-            let vm = container.machine.as_ref().map(|machine| machine.vm().killer());
-            Shown { container: container.id.clone(), vm, processes }
-        });
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = shown;
+            (id.clone(), std::iter::once(init).chain(container.execs.iter().map(exec)).collect())
+        };
+        let shown = Shown {
+            first: first.map(|first| first.id.clone()),
+            vm: machine.map(|machine| machine.vm().killer()),
+            processes: containers.iter().map(processes).collect(),
+        };
+        *self.shown() = shown;
     }
 
-    /// The container that there is.
-    pub(super) fn container(&self) -> Option<String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|shown| shown.container.clone())
+    /// The first container.
+    pub(super) fn first(&self) -> Option<String> {
+        self.shown().first.clone()
     }
 
     /// Ends the VM of a container whose init has not ended.
     pub(super) fn kill_unless_stopped(&self, container: &str) {
-        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(shown) = shown.as_ref().filter(|shown| shown.container == container) else { return };
-        let stopped = shown.processes.get("").is_some_and(|init| init.state == State::Stopped);
-        if let (false, Some(vm)) = (stopped, &shown.vm) {
+        let shown = self.shown();
+        let Some(init) = shown.processes.get(container).and_then(|processes| processes.get("")) else {
+            return;
+        };
+        if let (true, Some(vm)) = (init.state != State::Stopped, &shown.vm) {
             tracing::warn!(container, "killing the VM: its guest does not end the container");
             vm.kill();
         }
@@ -55,11 +67,15 @@ impl Board {
 
     /// What is shown of a process.
     pub(super) fn read(&self, id: &ProcessId) -> Result<ProcessStatus, SandboxError> {
-        let shown = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let shown = shown.as_ref().filter(|shown| shown.container == id.container);
-        let shown = shown.ok_or_else(|| SandboxError::NoContainer(harmless(&id.container, 128)))?;
-        let found = shown.processes.get(&id.exec).cloned();
+        let shown = self.shown();
+        let container = shown.processes.get(&id.container);
+        let container = container.ok_or_else(|| super::no_container(&id.container))?;
+        let found = container.get(&id.exec).cloned();
         found.ok_or_else(|| SandboxError::NoExec(harmless(&id.exec, 128)))
+    }
+
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,4 +1,4 @@
-//! The start of a container: plan, boot, connect, create; later, start.
+//! The start of a container: plan, boot (for the first), connect, create; later, start.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,11 +9,11 @@ use nacre_protocol::task::OnExit;
 use tracing::info;
 
 use super::exit::watch_events;
-use super::{Container, Core, Process, ProcessId, SandboxEvent, exit, phases};
+use super::{Container, Core, First, Place, Process, ProcessId, SandboxEvent, exit, phases};
 use crate::agent::{GuestRootfs, Layer};
 use crate::error::SandboxError;
 use crate::machine::{self, Machine};
-use crate::plan::rootfs::ROOTFS_SHARE;
+use crate::plan::pod::{Joined, Role};
 use crate::plan::{self, HostLimits, Inputs, Mount, Plan, RootfsPlan};
 use crate::state::Move;
 use crate::stdio::{self, LogSource, StdioRequest};
@@ -35,14 +35,19 @@ pub struct CreateRequest {
 }
 
 impl Core {
-    /// Makes the container, up to its init's exec; the VMM's PID.
+    /// Makes a container, up to its init's exec: the first boots the VM, another joins it. The VMM's PID.
     pub(super) async fn create(&mut self, request: CreateRequest) -> Result<u32, SandboxError> {
-        let requested = Instant::now();
-        if let Some(container) = &self.container {
-            return Err(SandboxError::HasContainer(container.id.clone()));
-        }
         request.id.parse::<nacre_protocol::id::ContainerId>()?;
-        let plan = self.plan(&request)?;
+        match (&self.first, self.containers.keys().next()) {
+            (Some(first), _) if first.is_pod => self.join(request).await,
+            (_, Some(other)) => Err(SandboxError::HasContainer(other.clone())),
+            _ => self.create_first(request).await,
+        }
+    }
+
+    async fn create_first(&mut self, request: CreateRequest) -> Result<u32, SandboxError> {
+        let requested = Instant::now();
+        let plan = self.plan(&request, None)?;
         let source = LogSource { namespace: self.settings.namespace.as_str(), container: &request.id };
         let opened = stdio::open(&request.stdio, source).await?;
 
@@ -61,40 +66,62 @@ impl Core {
             cgroup.limit_cpu(plan.cgroup.cpu_max)?;
         }
 
-        let created = Instant::now();
-        let pid = machine.vm().pid();
         let times = phases::Times {
             requested,
             boot: machine.times.clone(),
-            create,
-            created,
+            create: create.timings,
+            created: Instant::now(),
             start_us: 0,
             start_requested: None,
             started: None,
             ended: None,
         };
-        let mut init = Process::new(request.stdio.clone(), streams);
-        let init_id = ProcessId { container: request.id.clone(), exec: String::new() };
-        exit::watch_process(&machine, &init_id, init.streams.take_drain(), self.sender.clone());
-        watch_events(&machine, request.id.clone(), self.sender.clone());
-        self.container = Some(Container {
+        self.first = Some(First {
             id: request.id.clone(),
+            is_pod: plan.role == Role::Sandbox,
+            guest_pid: create.pid,
+            network: plan.network,
+            memory_mib: plan.memory_mib,
+            joined: 0,
+        });
+        watch_events(&machine, self.sender.clone());
+        let machine = self.machine.insert(machine);
+        let pid = machine.vm().pid();
+        let init = Process::new(request.stdio.clone(), streams);
+        self.keep(request, init, Place::First(Box::new(times)), pid).await
+    }
+
+    /// Watches a new container's init, and tells of it.
+    pub(super) async fn keep(
+        &mut self,
+        request: CreateRequest,
+        mut init: Process,
+        place: Place,
+        pid: u32,
+    ) -> Result<u32, SandboxError> {
+        let id = ProcessId { container: request.id.clone(), exec: String::new() };
+        if let Some(machine) = &self.machine {
+            exit::watch_process(machine, &id, init.streams.take_drain(), self.sender.clone());
+        }
+        let container = Container {
             bundle: request.bundle.clone(),
             on_exit: request.on_exit,
-            machine: Some(machine),
-            ending: None,
             pid,
-            memory_mib: plan.memory_mib,
             init,
             execs: BTreeMap::new(),
-            times,
-        });
+            place,
+        };
+        self.containers.insert(request.id.clone(), container);
         info!(container = request.id, pid, "container created");
         self.publish(SandboxEvent::Created { request: Box::new(request), pid }).await;
         Ok(pid)
     }
 
-    fn plan(&self, request: &CreateRequest) -> Result<Plan, SandboxError> {
+    pub(super) fn plan(
+        &self,
+        request: &CreateRequest,
+        joined: Option<Joined<'_>>,
+    ) -> Result<Plan, SandboxError> {
         let path = request.bundle.join("config.json");
         let spec_json = fs::read(&path).map_err(|source| SandboxError::ReadSpec { path, source })?;
         Ok(plan::plan(Inputs {
@@ -103,6 +130,7 @@ impl Core {
             rootfs: &request.rootfs,
             settings: &self.settings.config.vm,
             host: HostLimits::of_this_host(),
+            joined,
         })?)
     }
 
@@ -110,31 +138,30 @@ impl Core {
     pub(super) async fn start(&mut self, id: &ProcessId) -> Result<u32, SandboxError> {
         let requested = Instant::now();
         let sender = self.sender.clone();
-        let container = self.container(&id.container)?;
+        let (container, machine) = self.running(&id.container)?;
         let process = container.process(id)?;
         let state = process.state.after(Move::Start)?;
         process.streams.open_stdin()?;
-        let machine = container.machine()?;
         let started = machine.agent().start(&id.into()).await;
         let start_us = machine.explained(started).await?;
 
-        let pid = container.pid;
-        container.process(id)?.state = state;
-        if id.exec.is_empty() {
-            container.times.start_us = start_us;
-            container.times.start_requested = Some(requested);
-            container.times.started = Some(Instant::now());
-        } else {
-            let drain = container.process(id)?.streams.take_drain();
-            exit::watch_process(container.machine()?, id, drain, sender);
+        let process = container.process(id)?;
+        process.state = state;
+        if !id.exec.is_empty() {
+            exit::watch_process(machine, id, process.streams.take_drain(), sender);
+        } else if let Place::First(times) = &mut container.place {
+            times.start_us = start_us;
+            times.start_requested = Some(requested);
+            times.started = Some(Instant::now());
         }
+        let pid = container.pid;
         info!(container = id.container, exec = id.exec, "process started");
         self.publish(SandboxEvent::Started { process: id.clone(), pid }).await;
         Ok(pid)
     }
 }
 
-fn guest_rootfs(plan: &Plan, machine: &Machine) -> GuestRootfs {
+pub(super) fn guest_rootfs(plan: &Plan, machine: &Machine) -> GuestRootfs {
     match (&plan.rootfs, machine.layers()) {
         (RootfsPlan::Layers { upper_limit_bytes, .. }, Some(layers)) => {
             let layer = |(offset_bytes, length_bytes): &(u64, u64)| Layer {
@@ -148,6 +175,8 @@ fn guest_rootfs(plan: &Plan, machine: &Machine) -> GuestRootfs {
                 upper_limit_bytes: *upper_limit_bytes,
             }
         }
-        _ => GuestRootfs::Shared { name: ROOTFS_SHARE.to_owned() },
+        (RootfsPlan::Directory { share, .. }, _) => GuestRootfs::Shared { name: share.clone() },
+        // A machine that was booted for layers has a disk of them.
+        (RootfsPlan::Layers { .. }, None) => GuestRootfs::Shared { name: String::new() },
     }
 }

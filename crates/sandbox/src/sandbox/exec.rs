@@ -7,7 +7,7 @@ use nacre_protocol::task::Leave;
 use tracing::info;
 
 use super::requests::SIGKILL;
-use super::{Core, ExitInfo, Process, ProcessId, Reply, SandboxEvent, answer};
+use super::{Core, ExitInfo, Place, Process, ProcessId, Reply, SandboxEvent, answer};
 use crate::agent::{Reach, StatsReply};
 use crate::error::SandboxError;
 use crate::plan::resources::{Resources, cpu_max};
@@ -24,14 +24,13 @@ impl Core {
     ) -> Result<(), SandboxError> {
         id.exec.parse::<ContainerId>()?;
         let namespace = self.settings.namespace.clone();
-        let container = self.container(&id.container)?;
+        let (container, machine) = self.running(&id.container)?;
         if container.execs.contains_key(&id.exec) {
             return Err(SandboxError::HasExec(id.exec.clone()));
         }
         if container.init.state != State::Running {
             return Err(SandboxError::NotRunning(id.container.clone()));
         }
-        let machine = container.machine()?;
         let source = LogSource { namespace: namespace.as_str(), container: &id.container };
         let opened = stdio::open(&stdio, source).await?;
         let names = opened.for_agent(console_size(&process_json));
@@ -53,15 +52,14 @@ impl Core {
         signal: u32,
         reach: Reach,
     ) -> Result<(), SandboxError> {
-        let container = self.container(&id.container)?;
-        let state = container.process(id)?.state;
+        let state = self.container(&id.container)?.process(id)?.state;
         if !state.takes_signals() {
             return Err(SandboxError::Finished);
         }
         if state == State::Created && !id.exec.is_empty() {
             return Err(SandboxError::NotRunning(id.exec.clone()));
         }
-        let machine = container.machine()?;
+        let (_, machine) = self.running(&id.container)?;
         let sent = machine.agent().signal(&id.into(), signal, reach).await;
         if let Err(error) = &sent
             && signal == SIGKILL
@@ -97,11 +95,10 @@ impl Core {
         columns: u32,
         rows: u32,
     ) -> Result<(), SandboxError> {
-        let container = self.container(&id.container)?;
-        if !container.process(id)?.state.takes_signals() {
+        if !self.container(&id.container)?.process(id)?.state.takes_signals() {
             return Err(SandboxError::Finished);
         }
-        let machine = container.machine()?;
+        let (_, machine) = self.running(&id.container)?;
         machine.explained(machine.agent().resize(&id.into(), columns, rows).await).await
     }
 
@@ -129,9 +126,8 @@ impl Core {
     }
 
     pub(super) async fn pause(&mut self, id: &str) -> Result<(), SandboxError> {
-        let container = self.container(id)?;
+        let (container, machine) = self.running(id)?;
         let state = container.init.state.after(Move::Pause)?;
-        let machine = container.machine()?;
         machine.explained(machine.agent().freeze(id).await).await?;
         container.init.state = state;
         self.publish(SandboxEvent::Paused { container: id.to_owned() }).await;
@@ -139,9 +135,8 @@ impl Core {
     }
 
     pub(super) async fn resume(&mut self, id: &str) -> Result<(), SandboxError> {
-        let container = self.container(id)?;
+        let (container, machine) = self.running(id)?;
         let state = container.init.state.after(Move::Resume)?;
-        let machine = container.machine()?;
         machine.explained(machine.agent().thaw(id).await).await?;
         container.init.state = state;
         self.publish(SandboxEvent::Resumed { container: id.to_owned() }).await;
@@ -152,17 +147,16 @@ impl Core {
     pub(super) async fn update(&mut self, id: &str, resources_json: Vec<u8>) -> Result<(), SandboxError> {
         let resources: Resources =
             serde_json::from_slice(&resources_json).map_err(SandboxError::Resources)?;
-        let container = self.container(id)?;
-        let guest_mib = container.memory_mib;
+        let guest_mib = self.first.as_ref().map_or(u32::MAX, |first| first.memory_mib);
+        let (container, machine) = self.running(id)?;
         if let Some(limit) = resources.memory.limit.and_then(|limit| u64::try_from(limit).ok()) {
             let wanted_mib = limit >> 20;
             if wanted_mib > u64::from(guest_mib) {
                 return Err(SandboxError::MemoryAboveGuest { wanted_mib, guest_mib });
             }
         }
-        let machine = container.machine()?;
         machine.explained(machine.agent().update(id, resources_json).await).await?;
-        if let Some(cgroup) = machine.cgroup()
+        if let (Place::First(_), Some(cgroup)) = (&container.place, machine.cgroup())
             && resources.cpu.quota.is_some()
         {
             cgroup.limit_cpu(cpu_max(&resources))?;
@@ -171,14 +165,14 @@ impl Core {
     }
 
     pub(super) async fn stats(&mut self, id: &str) -> Result<StatsReply, SandboxError> {
-        let machine = self.container(id)?.machine()?;
+        let (_, machine) = self.running(id)?;
         machine.explained(machine.agent().stats(id).await).await
     }
 
     /// The guest's own PIDs mean nothing on the host.
     pub(super) fn pids(&mut self, id: &str) -> Result<Vec<u32>, SandboxError> {
-        let container = self.container(id)?;
-        Ok(container.machine.iter().map(|machine| machine.vm().pid()).collect())
+        self.container(id)?;
+        Ok(self.machine.iter().map(|machine| machine.vm().pid()).collect())
     }
 }
 

@@ -11,6 +11,7 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
+use nacre_protocol::id::ContainerId;
 use nacre_protocol::task::{EXIT_FILE, ExitRecord, OnExit, PHASES_FILE};
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::Serialize;
@@ -18,7 +19,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::process::ExitInfo;
-use super::{Container, Core, ProcessId, Request, SandboxEvent, now};
+use super::{Container, Core, Place, ProcessId, Request, SandboxEvent, now};
 use crate::agent::{AgentError, ProcessName};
 use crate::error::SandboxError;
 use crate::machine::Machine;
@@ -67,15 +68,15 @@ pub(super) fn watch_process(
     });
 }
 
-/// Passes the guest's OOM events on, as long as the agent speaks of the right container.
-pub(super) fn watch_events(machine: &Machine, container: String, sender: mpsc::WeakSender<Request>) {
+/// Passes the guest's OOM events on, as long as the agent tells of what there can be.
+pub(super) fn watch_events(machine: &Machine, sender: mpsc::WeakSender<Request>) {
     let (agent, vm) = (machine.agent().clone(), machine.vm().killer());
     tokio::spawn(async move {
         loop {
             match agent.next_event().await {
-                Ok((of, kind)) if of == container && kind == "oom" => {
+                Ok((of, kind)) if of.parse::<ContainerId>().is_ok() && kind == "oom" => {
                     let Some(sender) = sender.upgrade() else { return };
-                    let _ = sender.send(Request::Oom).await;
+                    let _ = sender.send(Request::Oom(of)).await;
                 }
                 Ok((of, kind)) => {
                     warn!(of, kind, "killing the VM: the agent tells of what it cannot have");
@@ -111,7 +112,9 @@ impl Core {
         if id.exec.is_empty()
             && let Ok(container) = self.container(&id.container)
         {
-            container.times.ended = Some(now().0);
+            if let Place::First(times) = &mut container.place {
+                times.ended = Some(now().0);
+            }
             write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
         }
         self.publish(SandboxEvent::Exited { process: id.clone(), pid, exit }).await;
@@ -121,7 +124,7 @@ impl Core {
     /// After the end of a process: what its caller would have asked for next, had it stayed.
     pub(super) async fn after_end(&mut self, id: &ProcessId) {
         if id.exec.is_empty() {
-            return self.init_ended().await;
+            return self.init_ended(&id.container);
         }
         let left = self.container(&id.container).and_then(|container| container.process(id));
         if left.is_ok_and(|process| process.left)
@@ -135,21 +138,19 @@ impl Core {
         }
     }
 
-    /// The VM has nothing left to do, unless a reader is still behind with the output.
-    async fn init_ended(&mut self) {
-        let Some(container) = &mut self.container else { return };
+    /// After the first container's end the VM has nothing left to do, unless a reader is still behind with the output.
+    fn init_ended(&mut self, id: &str) {
+        let Some(container) = self.containers.get(id).filter(|found| found.is_first()) else { return };
         if container.on_exit != OnExit::Wait {
             self.closed = true;
-            return;
-        }
-        if !container.init.streams.has_outputs() {
-            container.begin_take_down();
+        } else if !container.init.streams.has_outputs() {
+            self.begin_take_down();
         }
     }
 
-    pub(super) async fn out_of_memory(&mut self) {
-        if let Some(container) = &self.container {
-            let container = container.id.clone();
+    /// Of a container that is not there (any more) nobody needs to hear.
+    pub(super) async fn out_of_memory(&mut self, container: String) {
+        if self.containers.contains_key(&container) {
             self.publish(SandboxEvent::Oom { container }).await;
         }
     }
@@ -161,11 +162,15 @@ impl Core {
 
     async fn delete_container(&mut self, id: &ProcessId) -> Result<(u32, ExitInfo), SandboxError> {
         let container = self.container(&id.container)?;
+        if !container.is_first() {
+            return self.leave_pod(id).await;
+        }
         container.init.state.after(Move::Delete)?;
-        let Some(mut container) = self.container.take() else {
-            return Err(SandboxError::NoContainer(id.container.clone()));
+        self.take_down().await;
+        self.first = None;
+        let Some(mut container) = self.containers.remove(&id.container) else {
+            return Err(super::no_container(&id.container));
         };
-        container.take_down().await;
         let never_started = ExitInfo::of_vm(None);
         container.init.end(&never_started);
         for process in container.execs.values_mut() {
@@ -183,14 +188,14 @@ impl Core {
         let container = self.container(&id.container)?;
         let pid = container.pid;
         container.process(id)?.state.after(Move::Delete)?;
-        if let Ok(machine) = container.machine() {
+        if let Some(machine) = &self.machine {
             match machine.agent().delete(&id.into()).await {
                 // It may have forgotten the exec that could not be started.
                 Ok(()) | Err(AgentError::Refused { .. }) => {}
                 Err(error) => return machine.explained(Err(error)).await,
             }
         }
-        let Some(mut process) = container.execs.remove(&id.exec) else {
+        let Some(mut process) = self.container(&id.container)?.execs.remove(&id.exec) else {
             return Err(SandboxError::NoExec(id.exec.clone()));
         };
         let never_started = ExitInfo::of_vm(None);
@@ -201,36 +206,42 @@ impl Core {
 
     /// Ends everything; what the last request could not wait for is done here.
     pub(super) async fn take_down_all(&mut self) {
-        let Some(mut container) = self.container.take() else { return };
-        let id = ProcessId { container: container.id.clone(), exec: String::new() };
-        container.take_down().await;
+        self.take_down().await;
         let exit = ExitInfo::of_vm(Some("the sandbox was shut down".to_owned()));
-        for process in container.execs.values_mut() {
-            process.end(&exit);
+        while let Some((id, mut container)) = self.containers.pop_first() {
+            let id = ProcessId { container: id, exec: String::new() };
+            for process in container.execs.values_mut() {
+                process.end(&exit);
+            }
+            if container.init.state != State::Stopped && container.init.end(&exit) {
+                write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
+                let (pid, exit) = (container.pid, exit.clone());
+                self.publish(SandboxEvent::Exited { process: id, pid, exit }).await;
+            }
+            container.init.streams.finish().await;
+            if container.on_exit == OnExit::Remove
+                && let Err(error) = fs::remove_dir_all(&container.bundle)
+            {
+                warn!(error = &error as &dyn std::error::Error, "cannot remove the bundle");
+            }
         }
-        if container.init.state != State::Stopped && container.init.end(&exit) {
-            write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
-            let pid = container.pid;
-            self.publish(SandboxEvent::Exited { process: id, pid, exit }).await;
-        }
-        container.init.streams.finish().await;
-        if container.on_exit == OnExit::Remove
-            && let Err(error) = fs::remove_dir_all(&container.bundle)
-        {
-            warn!(error = &error as &dyn std::error::Error, "cannot remove the bundle");
-        }
+        self.first = None;
     }
-}
 
-impl Container {
     /// Ends the VM, undoes what it stood on, and writes down how long all of it took; in a task of its own, since a
     /// host's kernel takes its time to let go of a VM, and requests need not wait for that.
     fn begin_take_down(&mut self) {
         let Some(machine) = self.machine.take() else { return };
-        let (bundle, times) = (self.bundle.clone(), self.times.clone());
+        let first = self.first.as_ref().and_then(|first| self.containers.get(&first.id));
+        let times = first.and_then(|container| match &container.place {
+            Place::First(times) => Some((container.bundle.clone(), times.clone())),
+            Place::Joined(_) => None,
+        });
         self.ending = Some(tokio::spawn(async move {
             machine.take_down().await;
-            write_record(&bundle, PHASES_FILE, &times.phases(now().0));
+            if let Some((bundle, times)) = times {
+                write_record(&bundle, PHASES_FILE, &times.phases(now().0));
+            }
         }));
     }
 
@@ -243,6 +254,12 @@ impl Container {
         } {
             warn!(error = &error as &dyn std::error::Error, "the VM was not taken down whole");
         }
+    }
+}
+
+impl Container {
+    fn is_first(&self) -> bool {
+        matches!(self.place, Place::First(_))
     }
 }
 

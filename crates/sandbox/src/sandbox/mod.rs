@@ -6,7 +6,8 @@
 //!    Watcher (one a process) -------+           +--> events, in the order in which they happened
 //! ```
 //!
-//! A sandbox has one container, its init and any number of execs. [`create`] tells the story of a start, [`exit`]
+//! A sandbox has one container, or those of a pod: the first makes the VM and ends it, the others join and leave. Each has
+//! its init and any number of execs. [`create`] tells the story of a start, [`join`] that of a container that joins, [`exit`]
 //! that of an end. Requests are carried out one after the other; only the waiting for a process's end is outside
 //! of the task, in a watcher for each process, and the state of a process is read from the [`board`] without asking:
 //! containerd gives up on a shim that takes two seconds to tell it.
@@ -15,6 +16,7 @@ mod board;
 mod create;
 mod exec;
 mod exit;
+mod join;
 mod phases;
 mod process;
 mod requests;
@@ -33,7 +35,7 @@ pub use requests::Sandbox;
 
 use crate::agent::{ProcessName, Reach, StatsReply};
 use crate::error::SandboxError;
-use crate::machine::{Machine, Settings};
+use crate::machine::{Addition, Machine, Settings};
 use crate::stdio::{Drain, StdioRequest};
 use board::Board;
 use process::Process;
@@ -44,7 +46,7 @@ const QUEUE: usize = 64;
 /// Something that happened, for whoever publishes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SandboxEvent {
-    /// The container exists.
+    /// A container exists.
     Created {
         /// What was asked for.
         request: Box<CreateRequest>,
@@ -72,7 +74,7 @@ pub enum SandboxEvent {
         /// How.
         exit: ExitInfo,
     },
-    /// The container is forgotten.
+    /// A container is forgotten.
     Deleted {
         /// Its init.
         process: ProcessId,
@@ -127,8 +129,8 @@ enum Request {
         exit: ExitInfo,
         outputs: Drain,
     },
-    /// From the watcher of events.
-    Oom,
+    /// From the watcher of events, of a container.
+    Oom(String),
 }
 
 /// Whether a shutdown ends what still runs.
@@ -140,20 +142,36 @@ pub enum Force {
     Now,
 }
 
-/// The one container.
+/// A container.
 struct Container {
-    id: String,
     bundle: PathBuf,
     on_exit: OnExit,
-    machine: Option<Machine>,
-    /// Takes the machine down.
-    ending: Option<JoinHandle<()>>,
     /// PID of the VMM, also after its end.
     pid: u32,
-    memory_mib: u32,
     init: Process,
     execs: BTreeMap<String, Process>,
-    times: phases::Times,
+    place: Place,
+}
+
+/// What a container is to the sandbox.
+enum Place {
+    /// The first: the VM is its own.
+    First(Box<phases::Times>),
+    /// It joined, and has brought this along.
+    Joined(Option<Addition>),
+}
+
+/// What the sandbox keeps of its first container, as long as that is there.
+struct First {
+    id: String,
+    /// Whether others may join.
+    is_pod: bool,
+    /// PID of its init in the guest.
+    guest_pid: u32,
+    network: Option<PathBuf>,
+    memory_mib: u32,
+    /// How many have joined so far.
+    joined: u64,
 }
 
 /// The task.
@@ -162,7 +180,11 @@ struct Core {
     requests: mpsc::Receiver<Request>,
     sender: mpsc::WeakSender<Request>,
     events: mpsc::Sender<SandboxEvent>,
-    container: Option<Container>,
+    machine: Option<Machine>,
+    /// Takes the machine down.
+    ending: Option<JoinHandle<()>>,
+    first: Option<First>,
+    containers: BTreeMap<String, Container>,
     board: Board,
     closed: bool,
 }
@@ -180,7 +202,10 @@ pub fn spawn(settings: Settings) -> (Sandbox, mpsc::Receiver<SandboxEvent>) {
         requests,
         sender: weak,
         events,
-        container: None,
+        machine: None,
+        ending: None,
+        first: None,
+        containers: BTreeMap::new(),
         board: board.clone(),
         closed: false,
     };
@@ -228,13 +253,13 @@ impl Core {
             Request::Pids(container, reply) => answer(reply, self.pids(&container)),
             Request::Shutdown(force, reply) => answer(reply, Ok(self.shutdown(force))),
             Request::Exited { name, exit, outputs } => self.exited(&name, exit, outputs).await,
-            Request::Oom => self.out_of_memory().await,
+            Request::Oom(container) => self.out_of_memory(container).await,
         }
     }
 
     /// Brings the board up to date; before anybody can act on an answer, so that what is read there is never older.
     fn show(&self) {
-        self.board.show(self.container.as_ref());
+        self.board.show(self.first.as_ref(), self.machine.as_ref(), &self.containers);
     }
 
     async fn publish(&self, event: SandboxEvent) {
@@ -244,12 +269,18 @@ impl Core {
     }
 
     fn container(&mut self, id: &str) -> Result<&mut Container, SandboxError> {
-        let found = self.container.as_mut().filter(|container| container.id == id);
-        found.ok_or_else(|| SandboxError::NoContainer(crate::text::harmless(id, 128)))
+        self.containers.get_mut(id).ok_or_else(|| no_container(id))
+    }
+
+    /// A container, and the machine that it runs in.
+    fn running(&mut self, id: &str) -> Result<(&mut Container, &Machine), SandboxError> {
+        let container = self.containers.get_mut(id).ok_or_else(|| no_container(id))?;
+        let machine = self.machine.as_ref().ok_or_else(|| SandboxError::NotRunning(id.to_owned()))?;
+        Ok((container, machine))
     }
 
     fn shutdown(&mut self, force: Force) -> bool {
-        self.closed |= force == Force::Now || self.container.is_none();
+        self.closed |= force == Force::Now || self.containers.is_empty();
         self.closed
     }
 }
@@ -267,10 +298,10 @@ impl Container {
         let found = self.execs.get_mut(&id.exec);
         found.ok_or_else(|| SandboxError::NoExec(crate::text::harmless(&id.exec, 128)))
     }
+}
 
-    fn machine(&self) -> Result<&Machine, SandboxError> {
-        self.machine.as_ref().ok_or_else(|| SandboxError::NotRunning(self.id.clone()))
-    }
+fn no_container(id: &str) -> SandboxError {
+    SandboxError::NoContainer(crate::text::harmless(id, 128))
 }
 
 /// Now, on both clocks.

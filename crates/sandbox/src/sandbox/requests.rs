@@ -176,7 +176,7 @@ impl Sandbox {
     /// [`SandboxError::Closed`] when it has ended.
     pub async fn shutdown(&self, force: Force) -> Result<bool> {
         if force == Force::Now
-            && let Some(container) = self.board.container()
+            && let Some(container) = self.board.first()
         {
             self.insist(container);
         }

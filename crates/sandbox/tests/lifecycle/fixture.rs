@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use nacre_protocol::task::OnExit;
 use nacre_sandbox::config::{AssetSettings, Config, TimeoutSettings};
+use nacre_sandbox::error::SandboxError;
 use nacre_sandbox::machine::Settings;
 use nacre_sandbox::plan::Mount;
 use nacre_sandbox::sandbox::{self, CreateRequest, Force, ProcessId, Sandbox, SandboxEvent};
@@ -41,6 +42,11 @@ pub(crate) fn init() -> ProcessId {
     ProcessId { container: "web".into(), exec: String::new() }
 }
 
+/// Names the init of any container.
+pub(crate) fn init_of(container: &str) -> ProcessId {
+    ProcessId { container: container.into(), exec: String::new() }
+}
+
 /// Names an exec in it.
 pub(crate) fn exec(id: &str) -> ProcessId {
     ProcessId { container: "web".into(), exec: id.into() }
@@ -50,12 +56,14 @@ impl Host {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path();
-        for name in ["assets", "bundle", "run"] {
-            std::fs::create_dir(path.join(name)).unwrap();
+        for name in ["assets", "bundle", "run", "member/rootfs"] {
+            std::fs::create_dir_all(path.join(name)).unwrap();
         }
         std::fs::write(path.join("assets/vmlinux"), b"\x7fELF").unwrap();
         std::fs::write(path.join("assets/initramfs.cpio"), b"070701").unwrap();
-        std::fs::copy(std::env::current_exe().unwrap(), path.join("assets/nacre-vmm")).unwrap();
+        for program in ["nacre-vmm", "nacre-fs"] {
+            std::fs::copy(std::env::current_exe().unwrap(), path.join("assets").join(program)).unwrap();
+        }
         let mut blob = vec![0; 8192];
         blob[1024..1028].copy_from_slice(&0xE0F5_E1E2_u32.to_le_bytes());
         std::fs::write(path.join("layer.erofs"), blob).unwrap();
@@ -89,7 +97,7 @@ impl Host {
     }
 
     /// Makes the container; the guest plays `args`.
-    pub(crate) async fn create(&mut self, args: &[&str]) -> Result<u32, nacre_sandbox::error::SandboxError> {
+    pub(crate) async fn create(&mut self, args: &[&str]) -> Result<u32, SandboxError> {
         self.create_with(args, StdioRequest::default(), OnExit::Wait).await
     }
 
@@ -98,7 +106,7 @@ impl Host {
         args: &[&str],
         stdio: StdioRequest,
         on_exit: OnExit,
-    ) -> Result<u32, nacre_sandbox::error::SandboxError> {
+    ) -> Result<u32, SandboxError> {
         let spec = serde_json::json!({
             "ociVersion": "1.2.0", "hostname": "web", "process": {"args": args, "cwd": "/"}, "root": {"path": "rootfs"},
         });
@@ -114,6 +122,37 @@ impl Host {
         let pid = self.sandbox.create(request).await?;
         self.vmms.push(pid);
         Ok(pid)
+    }
+
+    /// Makes the sandbox container of a pod.
+    pub(crate) async fn create_pod(&mut self, args: &[&str]) -> Result<u32, SandboxError> {
+        let pid = self.sandbox.create(self.request("web", "bundle", "sandbox", args)).await?;
+        self.vmms.push(pid);
+        Ok(pid)
+    }
+
+    /// Makes a further container of the pod `pod`.
+    pub(crate) async fn join(&mut self, id: &str, args: &[&str]) -> Result<u32, SandboxError> {
+        let mut request = self.request(id, "member", "container", args);
+        request.rootfs.clear();
+        self.sandbox.create(request).await
+    }
+
+    fn request(&self, id: &str, bundle: &str, kind: &str, args: &[&str]) -> CreateRequest {
+        let spec = serde_json::json!({
+            "ociVersion": "1.2.0", "process": {"args": args, "cwd": "/"}, "root": {"path": "rootfs"},
+            "annotations": {
+                "io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "web",
+            },
+        });
+        std::fs::write(self.path(bundle).join("config.json"), spec.to_string()).unwrap();
+        let layer = self.path("layer.erofs").to_str().unwrap().to_owned();
+        CreateRequest {
+            id: id.into(),
+            bundle: self.path(bundle),
+            rootfs: vec![Mount { kind: "erofs".into(), source: layer, ..Mount::default() }],
+            ..CreateRequest::default()
+        }
     }
 
     /// A FIFO whose bytes are collected until its last writer closes it.

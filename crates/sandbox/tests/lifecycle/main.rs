@@ -1,7 +1,7 @@
 //! A sandbox against the other ends of its sockets: the whole life of a container, and evil guests (H12).
 //!
 //! The real `sandbox` code runs, with its real protocols, processes and files. Where it starts `nacre-vmm`, it finds a
-//! link to this test program, which then plays VMM, guest and agent ([`guest`]): no KVM is used, though `/dev/kvm` must
+//! copy of this test program, which then plays VMM, guest and agent ([`guest`]), and so for `nacre-fs`: no KVM is used, though `/dev/kvm` must
 //! be there to be opened. What the container's command line says is what the guest does.
 
 #![expect(clippy::unwrap_used, reason = "a test program, though it has its own main")]
@@ -15,11 +15,12 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let program = std::env::args_os().next().unwrap_or_default();
-    if Path::new(&program).file_name().is_some_and(|name| name == "nacre-vmm") {
-        guest::main();
-        return ExitCode::SUCCESS;
+    match Path::new(&program).file_name().and_then(|name| name.to_str()) {
+        Some("nacre-vmm") => guest::main(),
+        Some("nacre-fs") => guest::file_server(),
+        _ => return run_tests(&std::env::args().skip(1).collect::<Vec<_>>()),
     }
-    run_tests(&std::env::args().skip(1).collect::<Vec<_>>())
+    ExitCode::SUCCESS
 }
 
 /// As libtest does: a line for each test, the failed ones again, a summary.

@@ -1,0 +1,79 @@
+//! A network namespace: entered by a thread of its own, which ends in it, so that no other code ever runs there.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use rtnetlink::Handle;
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::task::JoinHandle;
+
+use super::NetworkError;
+use crate::sys;
+
+/// An open network namespace that is not ours.
+#[derive(Debug)]
+pub(super) struct Namespace {
+    file: File,
+    path: PathBuf,
+}
+
+/// A new tap, and its name in the namespace.
+#[derive(Debug)]
+pub(super) struct NewTap {
+    pub(super) file: OwnedFd,
+    pub(super) name: String,
+}
+
+impl Namespace {
+    pub(super) fn open(path: &Path) -> Result<Self, NetworkError> {
+        let failed = |source| NetworkError::Namespace { path: path.to_owned(), source };
+        let file = File::open(path).map_err(failed)?;
+        let identity = |file: &File| file.metadata().map(|found| (found.dev(), found.ino()));
+        let own = File::open("/proc/thread-self/ns/net").and_then(|own| identity(&own)).map_err(failed)?;
+        if identity(&file).map_err(failed)? == own {
+            return Err(NetworkError::Host { path: path.to_owned() });
+        }
+        Ok(Self { file, path: path.to_owned() })
+    }
+
+    /// A connection to the kernel's routing tables in there.
+    pub(super) fn netlink(&self) -> Result<(Handle, JoinHandle<()>), NetworkError> {
+        let runtime = tokio::runtime::Handle::current();
+        let (connection, handle) = self.inside(|| {
+            // The socket belongs to the namespace of the thread that makes it, and to the runtime that it is made in.
+            let _guard = runtime.enter();
+            rtnetlink::new_connection().map(|(connection, handle, _)| (connection, handle))
+        })?;
+        Ok((handle, tokio::spawn(connection)))
+    }
+
+    pub(super) fn make_tap(&self) -> Result<NewTap, NetworkError> {
+        let made = self.inside(|| {
+            // A tap belongs to the namespace in which the device file was opened.
+            let file = File::options().read(true).write(true).open("/dev/net/tun")?;
+            let name = sys::make_tap(file.as_fd(), "nacre%d")?;
+            Ok(NewTap { file: file.into(), name })
+        });
+        made.map_err(|error| match error {
+            NetworkError::Namespace { source, .. } => NetworkError::Tap(source),
+            other => other,
+        })
+    }
+
+    fn inside<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> Result<T, NetworkError> {
+        let failed = |source| NetworkError::Namespace { path: self.path.clone(), source };
+        let file = self.file.as_fd();
+        let result = thread::scope(|scope| {
+            let entered = scope.spawn(move || {
+                move_into_link_name_space(file, Some(LinkNameSpaceType::Network))?;
+                act()
+            });
+            entered.join().unwrap_or_else(|_| Err(io::Error::other("the thread in the namespace panicked")))
+        });
+        result.map_err(failed)
+    }
+}

@@ -1,0 +1,227 @@
+//! A pod: several containers in one VM, as the CRI names them in annotations (containerd's
+//! `internal/cri/annotations`).
+//!
+//! The first container of a pod is its sandbox: it makes the VM, sized by the sum of the pod's limits, and the namespaces
+//! that the others join. Where a later one's configuration names a namespace of the sandbox by the PID on the host, that is the VMM's:
+//! the guest gets the path of the same namespace of its own.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::spec::{Cpu, Memory, Namespace, Resources};
+use super::{NETWORK, PlanError};
+use crate::text::harmless;
+
+const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
+const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
+const CPU_PERIOD: &str = "io.kubernetes.cri.sandbox-cpu-period";
+const CPU_QUOTA: &str = "io.kubernetes.cri.sandbox-cpu-quota";
+const CPU_SHARES: &str = "io.kubernetes.cri.sandbox-cpu-shares";
+const MEMORY: &str = "io.kubernetes.cri.sandbox-memory";
+
+/// What a container is to its VM.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Role {
+    /// The only one.
+    #[default]
+    Alone,
+    /// The first of a pod.
+    Sandbox,
+    /// A further one of a pod.
+    Member {
+        /// The id of its sandbox.
+        sandbox: String,
+    },
+}
+
+/// An annotation of the CRI that has no meaning.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("annotation {key} cannot be {value:?}")]
+pub struct PodError {
+    key: &'static str,
+    value: String,
+}
+
+/// The sandbox that a further container joins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Joined<'a> {
+    /// Prefix of the names of its shares, which no other container of the sandbox has.
+    pub share_prefix: &'a str,
+    /// PID that the host knows the sandbox by.
+    pub host_pid: u32,
+    /// PID of the sandbox's init in the guest.
+    pub guest_pid: u32,
+    /// The sandbox's network namespace.
+    pub network: Option<&'a Path>,
+}
+
+/// Reads the role.
+///
+/// # Errors
+/// [`PodError`] for a type that the CRI does not have, or a container without a sandbox.
+pub fn role(annotations: &BTreeMap<String, String>) -> Result<Role, PodError> {
+    let value = |key| annotations.get(key).map(String::as_str).unwrap_or_default();
+    match (value(CONTAINER_TYPE), value(SANDBOX_ID)) {
+        ("", _) => Ok(Role::Alone),
+        ("sandbox", _) => Ok(Role::Sandbox),
+        ("container", "") => Err(PodError { key: SANDBOX_ID, value: String::new() }),
+        ("container", sandbox) => Ok(Role::Member { sandbox: sandbox.to_owned() }),
+        (other, _) => Err(PodError { key: CONTAINER_TYPE, value: harmless(other, 64) }),
+    }
+}
+
+/// Reads the role out of a `config.json`.
+///
+/// # Errors
+/// [`PlanError::TooLong`], [`PlanError::Parse`] and [`PlanError::Pod`].
+pub fn role_of(spec_json: &[u8]) -> Result<Role, PlanError> {
+    if spec_json.len() > super::MAX_SPEC_BYTES {
+        return Err(PlanError::TooLong(spec_json.len()));
+    }
+    let spec: super::spec::Spec = serde_json::from_slice(spec_json).map_err(PlanError::Parse)?;
+    Ok(role(&spec.annotations)?)
+}
+
+/// The sum of the pod's limits; 0, and what is not there, is none.
+pub(super) fn resources(annotations: &BTreeMap<String, String>) -> Result<Resources, PodError> {
+    let number = |key: &'static str| match annotations.get(key) {
+        None => Ok(None),
+        Some(text) => match text.parse::<i64>() {
+            Ok(number) => Ok(Some(number).filter(|number| *number > 0)),
+            Err(_) => Err(PodError { key, value: harmless(text, 64) }),
+        },
+    };
+    let positive = |key| Ok(number(key)?.map(i64::unsigned_abs));
+    Ok(Resources {
+        memory: Memory { limit: number(MEMORY)? },
+        cpu: Cpu { shares: positive(CPU_SHARES)?, quota: number(CPU_QUOTA)?, period: positive(CPU_PERIOD)? },
+    })
+}
+
+/// Gives namespaces of the sandbox that the container joins the paths that they have in the guest. The network is not
+/// among them: it is the VM's, and only checked to be the same.
+pub(super) fn join_namespaces(
+    document: &mut Value,
+    namespaces: &[Namespace],
+    joined: &Joined<'_>,
+) -> Result<(), PlanError> {
+    for (index, namespace) in namespaces.iter().enumerate().filter(|(_, found)| !found.path.is_empty()) {
+        if namespace.kind == NETWORK {
+            if joined.network != Some(Path::new(&namespace.path)) && file_of(namespace, joined).is_none() {
+                return Err(foreign(namespace));
+            }
+            continue;
+        }
+        let name = file_of(namespace, joined).ok_or_else(|| foreign(namespace))?;
+        let path = format!("/proc/{}/ns/{name}", joined.guest_pid);
+        if let Some(place) = document.pointer_mut(&format!("/linux/namespaces/{index}/path")) {
+            *place = Value::String(path);
+        }
+    }
+    Ok(())
+}
+
+/// The name below `/proc/PID/ns` of a namespace that is the sandbox's.
+fn file_of(namespace: &Namespace, joined: &Joined<'_>) -> Option<&'static str> {
+    let name = match namespace.kind.as_str() {
+        "ipc" => "ipc",
+        "uts" => "uts",
+        "pid" => "pid",
+        NETWORK => "net",
+        _ => return None,
+    };
+    (namespace.path == format!("/proc/{}/ns/{name}", joined.host_pid)).then_some(name)
+}
+
+pub(super) fn foreign(namespace: &Namespace) -> PlanError {
+    PlanError::JoinNamespace { kind: harmless(&namespace.kind, 32), path: harmless(&namespace.path, 256) }
+}
+
+/// Whether a bind source is the shared memory that the CRI made for the pod, on a tmpfs of the host's. Within a VM its
+/// place is taken by the guest's own.
+pub(super) fn is_shared_memory(source: &Path, annotations: &BTreeMap<String, String>) -> bool {
+    let Some(sandbox) = annotations.get(SANDBOX_ID) else { return false };
+    !sandbox.is_empty() && source.ends_with(Path::new("sandboxes").join(sandbox).join("shm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn annotations(of: &[(&str, &str)]) -> BTreeMap<String, String> {
+        of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    const JOINED: Joined<'static> =
+        Joined { share_prefix: "c1-", host_pid: 700, guest_pid: 60, network: None };
+
+    fn joined(kind: &str, path: &str, joined: &Joined<'_>) -> Result<Value, PlanError> {
+        let mut document = json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});
+        let namespaces = [Namespace { kind: kind.into(), path: path.into() }];
+        join_namespaces(&mut document, &namespaces, joined)?;
+        Ok(document["linux"]["namespaces"][0]["path"].take())
+    }
+
+    #[test]
+    fn roles_are_those_of_the_cri() {
+        assert_eq!(role(&annotations(&[])), Ok(Role::Alone));
+        assert_eq!(role(&annotations(&[(CONTAINER_TYPE, "sandbox"), (SANDBOX_ID, "p")])), Ok(Role::Sandbox));
+        let member = annotations(&[(CONTAINER_TYPE, "container"), (SANDBOX_ID, "p")]);
+        assert_eq!(role(&member), Ok(Role::Member { sandbox: "p".into() }));
+        assert!(role(&annotations(&[(CONTAINER_TYPE, "container")])).is_err());
+        assert!(role(&annotations(&[(CONTAINER_TYPE, "vm")])).is_err());
+    }
+
+    #[test]
+    fn limits_of_the_pod_are_numbers_and_zero_is_none() {
+        let given = annotations(&[(MEMORY, "134217728"), (CPU_QUOTA, "0"), (CPU_SHARES, "512")]);
+        let resources = resources(&given).unwrap();
+        assert_eq!(resources.memory.limit, Some(134_217_728));
+        assert_eq!((resources.cpu.quota, resources.cpu.shares), (None, Some(512)));
+        let bad = super::resources(&annotations(&[(MEMORY, "128Mi")])).unwrap_err();
+        assert_eq!(bad.to_string(), "annotation io.kubernetes.cri.sandbox-memory cannot be \"128Mi\"");
+    }
+
+    #[test]
+    fn namespace_of_the_sandbox_becomes_the_guests_own() {
+        for kind in ["ipc", "uts", "pid"] {
+            let path = joined(kind, &format!("/proc/700/ns/{kind}"), &JOINED).unwrap();
+            assert_eq!(path, format!("/proc/60/ns/{kind}"));
+        }
+    }
+
+    #[test]
+    fn h02_other_namespaces_of_the_host_cannot_be_joined() {
+        for (kind, path) in [
+            ("ipc", "/proc/1/ns/ipc"),
+            ("ipc", "/proc/700/ns/net"),
+            ("ipc", "/proc/700/../1/ns/ipc"),
+            ("mount", "/proc/700/ns/mnt"),
+            ("user", "/proc/700/ns/user"),
+            ("network", "/run/netns/other"),
+        ] {
+            assert!(matches!(joined(kind, path, &JOINED), Err(PlanError::JoinNamespace { .. })), "{path}");
+        }
+    }
+
+    #[test]
+    fn network_of_the_sandbox_may_be_named_by_its_path_or_its_pid() {
+        let network = Joined { network: Some(Path::new("/run/netns/a")), ..JOINED };
+        assert!(joined("network", "/run/netns/a", &network).is_ok());
+        assert!(joined("network", "/proc/700/ns/net", &JOINED).is_ok());
+        assert!(joined("network", "/run/netns/b", &network).is_err());
+    }
+
+    #[test]
+    fn only_the_pods_own_shared_memory_is_the_guests() {
+        let of_pod = annotations(&[(SANDBOX_ID, "p1")]);
+        let source = |path| is_shared_memory(Path::new(path), &of_pod);
+        assert!(source("/run/containerd/io.containerd.grpc.v1.cri/sandboxes/p1/shm"));
+        assert!(!source("/run/containerd/io.containerd.grpc.v1.cri/sandboxes/p2/shm"));
+        assert!(!source("/var/lib/kubelet/pods/u/volumes/kubernetes.io~empty-dir/shm"));
+        assert!(!is_shared_memory(Path::new("/x/sandboxes/shm"), &annotations(&[(SANDBOX_ID, "")])));
+    }
+}

@@ -1,0 +1,124 @@
+//! A container that joins a pod, and one that leaves it.
+
+use std::time::Duration;
+
+use tracing::{info, warn};
+
+use super::create::guest_rootfs;
+use super::{Core, CreateRequest, First, Place, Process, ProcessId, SandboxEvent, exit};
+use crate::agent::{AgentError, ProcessName, Reach};
+use crate::error::SandboxError;
+use crate::machine::{Addition, Machine};
+use crate::plan::Plan;
+use crate::plan::pod::{Joined, Role};
+use crate::sandbox::ExitInfo;
+use crate::sandbox::requests::SIGKILL;
+use crate::state::{Move, State};
+use crate::stdio::{self, LogSource};
+
+/// For a process that was never started, and was killed, to be gone from the guest.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Core {
+    /// Makes a further container of the pod, up to its init's exec.
+    pub(super) async fn join(&mut self, request: CreateRequest) -> Result<u32, SandboxError> {
+        if self.containers.contains_key(&request.id) {
+            return Err(SandboxError::HasContainer(request.id));
+        }
+        let not_running = || SandboxError::NotRunning(request.id.clone());
+        let first = self.first.as_mut().ok_or_else(not_running)?;
+        first.joined += 1;
+        let prefix = format!("c{}-", first.joined);
+        let (plan, pid) = self.plan_joining(&request, &prefix)?;
+        let source = LogSource { namespace: self.settings.namespace.as_str(), container: &request.id };
+        let opened = stdio::open(&request.stdio, source).await?;
+
+        exit::reserve_exit_record(&request.bundle);
+        let machine = self.machine.as_mut().ok_or_else(not_running)?;
+        let addition = machine.add(&plan).await?;
+        let names = opened.for_agent(plan.console_size);
+        let rootfs = guest_rootfs(&plan, machine);
+        let streams = opened.connect(&machine.dialer());
+        let created =
+            machine.agent().create_container(&request.id, plan.spec_json, rootfs, plan.files, names).await;
+        if let Err(error) = machine.explained(created).await {
+            take_back(machine, addition).await;
+            return Err(error);
+        }
+        let init = Process::new(request.stdio.clone(), streams);
+        self.keep(request, init, Place::Joined(Some(addition)), pid).await
+    }
+
+    fn plan_joining(&self, request: &CreateRequest, prefix: &str) -> Result<(Plan, u32), SandboxError> {
+        let not_running = || SandboxError::NotRunning(request.id.clone());
+        let First { id, guest_pid, network, .. } = self.first.as_ref().ok_or_else(not_running)?;
+        let host_pid = self.machine.as_ref().ok_or_else(not_running)?.vm().pid();
+        let network = network.as_deref();
+        let joined = Joined { share_prefix: prefix, host_pid, guest_pid: *guest_pid, network };
+        let plan = self.plan(request, Some(joined))?;
+        match &plan.role {
+            Role::Member { sandbox } if sandbox == id => Ok((plan, host_pid)),
+            Role::Member { sandbox } => Err(SandboxError::OtherPod {
+                container: request.id.clone(),
+                sandbox: crate::text::harmless(sandbox, 128),
+            }),
+            Role::Alone | Role::Sandbox => Err(SandboxError::HasContainer(id.clone())),
+        }
+    }
+
+    /// Forgets a container that had joined, in the guest and here.
+    pub(super) async fn leave_pod(&mut self, id: &ProcessId) -> Result<(u32, ExitInfo), SandboxError> {
+        let container = self.container(&id.container)?;
+        container.init.state.after(Move::Delete)?;
+        let state = container.init.state;
+        let addition = match &mut container.place {
+            Place::Joined(addition) => addition.take(),
+            Place::First(_) => None,
+        };
+        if let Some(machine) = &mut self.machine {
+            if let Err(error) = forget(machine, &id.into(), state).await {
+                // What it has mounted cannot be taken from under it: a guest that does not let go has no VM.
+                warn!(
+                    container = id.container,
+                    error = &error as &dyn std::error::Error,
+                    "killing the VM: its guest does not forget a container"
+                );
+                machine.vm().kill();
+            }
+            if let Some(addition) = addition {
+                take_back(machine, addition).await;
+            }
+        }
+        let Some(mut container) = self.containers.remove(&id.container) else {
+            return Err(super::no_container(&id.container));
+        };
+        let never_started = ExitInfo::of_vm(None);
+        container.init.end(&never_started);
+        for process in container.execs.values_mut() {
+            process.end(&never_started);
+        }
+        let (exit, pid) = (container.init.exit.take().unwrap_or(never_started), container.pid);
+        container.init.streams.finish().await;
+        info!(container = id.container, status = exit.status, "container deleted");
+        self.publish(SandboxEvent::Deleted { process: id.clone(), pid, exit: exit.clone() }).await;
+        Ok((pid, exit))
+    }
+}
+
+/// Lets the guest forget a container; one that never ran is ended first.
+async fn forget(machine: &Machine, name: &ProcessName, state: State) -> Result<(), AgentError> {
+    let agent = machine.agent();
+    if state != State::Stopped {
+        agent.signal(name, SIGKILL, Reach::Everything).await?;
+        let ended = tokio::time::timeout(END_TIMEOUT, agent.wait(name)).await;
+        ended.map_err(|_| AgentError::Unresponsive { method: "Wait", timeout: END_TIMEOUT })??;
+    }
+    agent.delete(name).await
+}
+
+/// Shares that cannot be taken back stay until the VM ends, and harm nobody.
+async fn take_back(machine: &mut Machine, addition: Addition) {
+    if let Err(error) = machine.remove(addition).await {
+        warn!(error = &error as &dyn std::error::Error, "shares of a container stay until the VM ends");
+    }
+}
