@@ -5,6 +5,7 @@
 //! | [`run`] | `nacre run`: output, status, options |
 //! | [`limits`] | cpu, memory and process limits, as seen inside |
 //! | [`detached`] | `run -d` and the commands for what it starts |
+//! | [`containerd`], [`pods`] | the same under a real containerd: `ctr`, and the calls of a kubelet |
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
 //! | [`images`] | `pull`, `images`, `inspect`, `rmi`, `system prune` |
 
@@ -13,4 +14,5 @@ mod detached;
 mod failures;
 mod images;
 mod limits;
+mod pods;
 mod run;

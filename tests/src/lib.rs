@@ -5,14 +5,20 @@
 //!
 //! | module | owns |
 //! |---|---|
+//! | [`containerd`] | [`Containerd`]: one of a test's own, with its CRI, a network and the image |
+//! | [`cri`] | [`Cri`]: calls a container runtime as a kubelet does |
 //! | [`registry`] | [`TestRegistry`]: a registry that answers each request with the same failure |
 //! | [`sandbox`] | [`TestSandbox`]: a data directory with the image, `nacre` commands in it, logs on failure |
 //! | [`traces`] | [`Traces`]: processes, mounts, cgroups, sockets, links and files that nacre has on the machine |
 
+pub mod containerd;
+pub mod cri;
 pub mod registry;
 pub mod sandbox;
 pub mod traces;
 
+pub use containerd::Containerd;
+pub use cri::Cri;
 pub use registry::TestRegistry;
 pub use sandbox::{Outcome, TestSandbox};
 pub use traces::{Traces, pids};

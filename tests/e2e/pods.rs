@@ -1,0 +1,126 @@
+//! Pods under a real containerd, with the calls of a kubelet in its order.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use nacre_tests::cri::{Pod, Wish};
+use nacre_tests::{Containerd, Outcome, TestSandbox, pids};
+
+/// PIDs of every VMM on the machine.
+fn vmms() -> Vec<u32> {
+    pids("nacre-vmm").into_iter().collect()
+}
+
+#[test]
+fn containers_of_a_pod_share_one_vm_with_its_network_and_memory() {
+    let _census = TestSandbox::new();
+    let containerd = Containerd::with_cri();
+    let cri = containerd.cri();
+    let pod = Pod::run(&cri, "web", &containerd.path("logs"));
+    assert_eq!(vmms().len(), 1);
+
+    let server = pod.start(
+        "server",
+        Wish::sh(
+            "echo hello > /tmp/index.html; echo shared > /dev/shm/note; \
+        exec python3 -m http.server --directory /tmp 8080",
+        ),
+    );
+    let client = pod.start("client", Wish::sh("exec sleep 100000"));
+    assert_eq!(vmms().len(), 1, "one VM for the pod");
+    let inside = |container: &str, script: &str| pod.exec(container, &["sh", "-c", script]);
+
+    // One kernel, another than the host's; one host name; one shared memory; one loopback.
+    let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let (first, second) = (inside(&server, "uname -r; hostname"), inside(&client, "uname -r; hostname"));
+    assert_eq!(first.text(), second.text());
+    assert!(first.text().contains("-guest") && !first.text().contains(host.trim()), "{first:?}");
+    assert!(first.text().ends_with("web"), "{first:?}");
+    let fetch = "for i in 1 2 3 4 5 6 7 8 9; do wget -qO- http://127.0.0.1:8080/ && break; sleep 1; done";
+    assert_eq!(inside(&client, fetch).ok().text(), "hello");
+    assert_eq!(inside(&client, "cat /dev/shm/note").ok().text(), "shared");
+
+    // Root file systems and processes are each one's own.
+    assert_ne!(inside(&client, "cat /tmp/index.html").status, 0);
+    assert!(!inside(&client, "ps").ok().text().contains("http.server"));
+
+    // The address that CNI gave the pod is the guest's, and reaches it from the host.
+    let address = pod.address();
+    assert!(inside(&client, "ip -4 addr show eth0").ok().text().contains(&address));
+    let url = format!("http://{address}:8080/");
+    let script = format!("import urllib.request as u; print(u.urlopen({url:?}, timeout=60).read().decode())");
+    assert_eq!(Outcome::of(Command::new("python3").args(["-c", &script])).ok().text(), "hello");
+
+    assert_eq!(pod.stop(&server).exit_code, 137);
+    pod.remove(&server);
+    assert_eq!(inside(&client, "echo still here").ok().text(), "still here");
+    pod.end();
+    assert!(vmms().is_empty());
+    assert!(!Path::new("/run/nacre/k8s.io").exists(), "no sandbox is left");
+}
+
+#[test]
+fn container_that_ends_is_told_and_its_place_can_be_taken() {
+    let _census = TestSandbox::new();
+    let containerd = Containerd::with_cri();
+    let cri = containerd.cri();
+    let pod = Pod::run(&cri, "jobs", &containerd.path("logs"));
+    let volume = containerd.path("volume");
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("input"), "from the host").unwrap();
+
+    for attempt in 0..2 {
+        let script =
+            "cat /data/input > /data/output; echo once >> /root-is-new; wc -l < /root-is-new; exit 3";
+        let job = pod.start("job", Wish::sh(script).mount(&volume, "/data").attempt(attempt));
+        let ended = pod.wait(&job);
+        assert_eq!((ended.exit_code, ended.reason.as_str()), (3, "Error"));
+        assert_eq!(fs::read_to_string(volume.join("output")).unwrap(), "from the host");
+        assert!(pod.log("job", attempt).ends_with("stdout F 1\n"), "{}", pod.log("job", attempt));
+        pod.remove(&job);
+        fs::remove_file(volume.join("output")).unwrap();
+    }
+
+    let hog = "exec python3 -c 'x = bytearray(200 << 20); print(len(x))'";
+    let hog = pod.start("hog", Wish::sh(hog).memory(64 << 20));
+    let ended = pod.wait(&hog);
+    assert_eq!((ended.exit_code, ended.reason.as_str()), (137, "OOMKilled"), "{ended:?}");
+    pod.remove(&hog);
+
+    let (used, cpu) = {
+        let idle = pod.start("idle", Wish::sh("exec sleep 100000"));
+        let stats = pod.stats(&idle);
+        pod.stop(&idle);
+        pod.remove(&idle);
+        (stats.memory.working_set_bytes.value, stats.cpu.usage_core_nano_seconds.value)
+    };
+    assert!((1 << 12..1 << 26).contains(&used) && cpu > 0, "{used} bytes, {cpu} ns");
+    pod.end();
+}
+
+#[test]
+fn pod_outlives_its_containerd() {
+    let _census = TestSandbox::new();
+    let mut containerd = Containerd::with_cri();
+    let cri = containerd.cri();
+    let pod = Pod::run(&cri, "steady", &containerd.path("logs"));
+    let stays = pod.start("stays", Wish::sh("exec sleep 100000"));
+    let ends = pod.start("ends", Wish::sh("while ! [ -e /dev/shm/go ]; do sleep 0.2; done; exit 5"));
+    let (id, vmm) = (pod.id().to_owned(), vmms());
+
+    containerd.kill();
+    // The kernel keeps 15 bytes of a name.
+    assert_eq!((vmms(), pids("containerd-shim").len()), (vmm.clone(), 1));
+    containerd.launch();
+    let cri = containerd.cri();
+    let pod = Pod::again(&cri, &id, "steady", &containerd.path("logs"));
+    assert_eq!(pod.exec(&stays, &["sh", "-c", "touch /dev/shm/go; echo alive"]).ok().text(), "alive");
+    assert_eq!(pod.wait(&ends).exit_code, 5);
+    assert_eq!(vmms(), vmm);
+
+    // A killed VMM ends every container, and the pod can be taken away.
+    Outcome::of(Command::new("kill").args(["-9", &vmm[0].to_string()])).ok();
+    assert_eq!(pod.wait(&stays).exit_code, 137);
+    pod.end();
+}
