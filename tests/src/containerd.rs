@@ -90,7 +90,7 @@ address = {:?}
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = {PAUSE:?}
 [plugins.'io.containerd.cri.v1.runtime'.cni]
-bin_dir = "/usr/lib/cni"
+bin_dirs = ["/usr/lib/cni"]
 conf_dir = {:?}
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
 runtime_type = "io.containerd.nacre.v2"

@@ -338,8 +338,9 @@ impl Cri {
     pub fn is_ready(&self) -> bool {
         let status: Result<StatusResponse, _> = self.call("Status", &StatusRequest::new());
         status.is_ok_and(|reply| {
-            let conditions = &reply.status.conditions;
-            conditions.len() >= 2 && conditions.iter().all(|condition| condition.status)
+            let holds =
+                |kind| reply.status.conditions.iter().any(|found| found.type_ == kind && found.status);
+            holds("RuntimeReady") && holds("NetworkReady")
         })
     }
 

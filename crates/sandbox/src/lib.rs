@@ -8,6 +8,7 @@ pub mod error;
 pub mod file_server;
 pub mod jail;
 pub mod machine;
+pub mod mount_points;
 pub mod network;
 pub mod plan;
 pub mod process;

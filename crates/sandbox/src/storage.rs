@@ -12,6 +12,7 @@ use rustix::mount::{
     MountFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
 
+use crate::mount_points;
 use crate::plan::rootfs::{Mount, RootfsPlan, lay_out};
 use crate::plan::{Plan, Share};
 use crate::vm::Disk;
@@ -95,6 +96,14 @@ pub enum StorageError {
         /// File system type.
         kind: String,
         /// The mount point.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Something to mount on cannot be made in a root that the guest may not write to.
+    #[error("cannot make {path} in the root file system, for a mount of the container's")]
+    MountPoint {
+        /// Its path in the container.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -187,6 +196,11 @@ impl HostMounts {
             for wanted in mounts {
                 mount_one(wanted, path)?;
                 made.points.push(path.clone());
+            }
+            // The first share is the root's.
+            if plan.shares.first().is_some_and(|root| root.read_only) {
+                mount_points::make(path, &plan.mount_points)
+                    .map_err(|(path, errno)| StorageError::MountPoint { path, source: errno.into() })?;
             }
         }
         Ok(made)

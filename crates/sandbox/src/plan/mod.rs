@@ -29,6 +29,7 @@ pub use resources::HostLimits;
 pub use rootfs::{Mount, RootfsPlan};
 
 use crate::config::VmSettings;
+use crate::mount_points::MountPoint;
 
 /// Longest OCI configuration in bytes: it crosses to the agent in one message of at most 4 MiB.
 pub const MAX_SPEC_BYTES: usize = 3 << 20;
@@ -66,6 +67,8 @@ pub struct Plan {
     pub kernel_log: KernelLog,
     /// Where the root file system comes from.
     pub rootfs: RootfsPlan,
+    /// What the container's mounts need in its root directory, in their order, and its working directory.
+    pub mount_points: Vec<MountPoint>,
     /// Host files and directories that the guest sees, the root directory (if it is one) first.
     pub shares: Vec<Share>,
     /// Small files of the bundle that the guest gets by value.
@@ -155,6 +158,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let prefix = inputs.joined.map_or("", |joined| joined.share_prefix);
     let mut shares = Vec::new();
     let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, prefix, &mut shares)?;
+    let mut mount_points = mounts::points(&document, inputs.bundle);
     let place = mounts::Place { bundle: inputs.bundle, prefix, annotations: &spec.annotations };
     let files = mounts::share_binds(&mut document, &place, &mut shares)?;
     strip_host_labels(&mut document);
@@ -162,6 +166,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
 
     let network = network(&spec);
     let process = spec.process.ok_or(PlanError::NoProcess)?;
+    mount_points.push(MountPoint { path: PathBuf::from(&process.cwd), source: None });
     let has_shares = !shares.is_empty() || role == pod::Role::Sandbox;
     Ok(Plan {
         role,
@@ -169,6 +174,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         memory_mib: size.memory_mib,
         kernel_log: options.kernel_log,
         rootfs,
+        mount_points,
         network,
         cgroup: cgroup::plan(&spec.linux, inputs.settings, &size, has_shares)?,
         shares,

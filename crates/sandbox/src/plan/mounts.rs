@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::files::{self, BundleFile};
 use super::{in_bundle, pod};
+use crate::mount_points::MountPoint;
 use crate::text::harmless;
 
 /// Types that the guest's kernel makes without anything of the host.
@@ -116,6 +117,20 @@ pub(super) fn share_binds(
     Ok(files)
 }
 
+/// What each mount needs to be mounted on; of those that are none, `share_binds` tells.
+pub(super) fn points(document: &Value, bundle: &Path) -> Vec<MountPoint> {
+    let mounts = document.get("mounts").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let point = |mount: &Value| {
+        let text = |key: &str| mount.get(key).and_then(Value::as_str);
+        let options = mount.get("options").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let bind = options.iter().any(|option| option == "bind" || option == "rbind")
+            || text("type") == Some("bind");
+        let source = text("source").filter(|_| bind).map(|source| in_bundle(bundle, source));
+        Some(MountPoint { path: PathBuf::from(text("destination")?), source })
+    };
+    mounts.iter().filter_map(point).collect()
+}
+
 /// Whether the host refuses writes. `rro` and `rrw` are the recursive forms (OCI runtime specification, "Linux mount
 /// options"); a share is of one kind as a whole, so that the last of all four counts.
 fn is_read_only(options: &[Value]) -> bool {
@@ -196,6 +211,21 @@ mod tests {
             files::BundleFile { name: "c2-m1".into(), content: b"x".to_vec(), mode: files[0].mode };
         assert_eq!((shares, files), (vec![], vec![expected]));
         assert_eq!(document["mounts"][1]["source"], "/run/nacre/files/c2-m1");
+    }
+
+    #[test]
+    fn mount_points_have_the_sources_of_binds_alone() {
+        let document = json!({"mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/etc/hosts", "source": "hosts", "options": ["rbind"]},
+            {"destination": 7},
+        ]});
+        let point = |path: &str, source: Option<&str>| MountPoint {
+            path: path.into(),
+            source: source.map(PathBuf::from),
+        };
+        let expected = [point("/proc", None), point("/etc/hosts", Some("/bundle/hosts"))];
+        assert_eq!(points(&document, Path::new("/bundle")), expected);
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub(super) struct Root {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Process {
+    #[serde(default)]
+    pub(super) cwd: String,
     pub(super) console_size: Option<ConsoleSize>,
     pub(super) oom_score_adj: Option<i32>,
 }
