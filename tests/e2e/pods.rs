@@ -1,5 +1,6 @@
 //! Pods under a real containerd, with the calls of a kubelet in its order.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -7,28 +8,31 @@ use std::process::Command;
 use nacre_tests::cri::{Pod, Wish};
 use nacre_tests::{Containerd, Outcome, TestSandbox, pids};
 
-/// PIDs of every VMM on the machine.
-fn vmms() -> Vec<u32> {
-    pids("nacre-vmm").into_iter().collect()
+/// VMMs that came after the start of a test.
+struct Vmms(BTreeSet<u32>);
+
+impl Vmms {
+    fn before() -> Self {
+        Self(pids("nacre-vmm"))
+    }
+
+    fn new(&self) -> Vec<u32> {
+        pids("nacre-vmm").difference(&self.0).copied().collect()
+    }
 }
 
 #[test]
 fn containers_of_a_pod_share_one_vm_with_its_network_and_memory() {
-    let _census = TestSandbox::new();
+    let (_census, vmms) = (TestSandbox::new(), Vmms::before());
     let containerd = Containerd::with_cri();
     let cri = containerd.cri();
     let pod = Pod::run(&cri, "web", &containerd.path("logs"));
-    assert_eq!(vmms().len(), 1);
+    assert_eq!(vmms.new().len(), 1);
 
-    let server = pod.start(
-        "server",
-        Wish::sh(
-            "echo hello > /tmp/index.html; echo shared > /dev/shm/note; \
-        exec python3 -m http.server --directory /tmp 8080",
-        ),
-    );
+    let serve = "echo hello > /tmp/index.html; echo shared > /dev/shm/note; exec httpd -f -p 8080 -h /tmp";
+    let server = pod.start("server", Wish::sh(serve));
     let client = pod.start("client", Wish::sh("exec sleep 100000"));
-    assert_eq!(vmms().len(), 1, "one VM for the pod");
+    assert_eq!(vmms.new().len(), 1, "one VM for the pod");
     let inside = |container: &str, script: &str| pod.exec(container, &["sh", "-c", script]);
 
     // One kernel, another than the host's; one host name; one shared memory; one loopback.
@@ -43,21 +47,25 @@ fn containers_of_a_pod_share_one_vm_with_its_network_and_memory() {
 
     // Root file systems and processes are each one's own.
     assert_ne!(inside(&client, "cat /tmp/index.html").status, 0);
-    assert!(!inside(&client, "ps").ok().text().contains("http.server"));
+    assert!(!inside(&client, "ps").ok().text().contains("httpd"));
+
+    let debugger = pod.start("debugger", Wish::sh("exec sleep 100000").share_processes());
+    assert!(inside(&debugger, "ps").ok().text().contains("sleep 2000000000"), "the pause process");
 
     // The address that CNI gave the pod is the guest's, and reaches it from the host.
     let address = pod.address();
     assert!(inside(&client, "ip -4 addr show eth0").ok().text().contains(&address));
     let url = format!("http://{address}:8080/");
-    let script = format!("import urllib.request as u; print(u.urlopen({url:?}, timeout=60).read().decode())");
-    assert_eq!(Outcome::of(Command::new("python3").args(["-c", &script])).ok().text(), "hello");
+    let mut get = Command::new("busybox");
+    assert_eq!(Outcome::of(get.args(["wget", "-qO-", "-T", "60", &url])).ok().text(), "hello");
 
     assert_eq!(pod.stop(&server).exit_code, 137);
     pod.remove(&server);
     assert_eq!(inside(&client, "echo still here").ok().text(), "still here");
+    let id = pod.id().to_owned();
     pod.end();
-    assert!(vmms().is_empty());
-    assert!(!Path::new("/run/nacre/k8s.io").exists(), "no sandbox is left");
+    assert!(vmms.new().is_empty());
+    assert!(!Path::new("/run/nacre/k8s.io").join(&id).exists(), "no sandbox is left");
 }
 
 #[test]
@@ -101,23 +109,22 @@ fn container_that_ends_is_told_and_its_place_can_be_taken() {
 
 #[test]
 fn pod_outlives_its_containerd() {
-    let _census = TestSandbox::new();
+    let (_census, vmms) = (TestSandbox::new(), Vmms::before());
     let mut containerd = Containerd::with_cri();
     let cri = containerd.cri();
     let pod = Pod::run(&cri, "steady", &containerd.path("logs"));
     let stays = pod.start("stays", Wish::sh("exec sleep 100000"));
     let ends = pod.start("ends", Wish::sh("while ! [ -e /dev/shm/go ]; do sleep 0.2; done; exit 5"));
-    let (id, vmm) = (pod.id().to_owned(), vmms());
+    let (id, vmm) = (pod.id().to_owned(), vmms.new());
 
     containerd.kill();
-    // The kernel keeps 15 bytes of a name.
-    assert_eq!((vmms(), pids("containerd-shim").len()), (vmm.clone(), 1));
+    assert_eq!(vmms.new(), vmm);
     containerd.launch();
     let cri = containerd.cri();
     let pod = Pod::again(&cri, &id, "steady", &containerd.path("logs"));
     assert_eq!(pod.exec(&stays, &["sh", "-c", "touch /dev/shm/go; echo alive"]).ok().text(), "alive");
     assert_eq!(pod.wait(&ends).exit_code, 5);
-    assert_eq!(vmms(), vmm);
+    assert_eq!(vmms.new(), vmm);
 
     // A killed VMM ends every container, and the pod can be taken away.
     Outcome::of(Command::new("kill").args(["-9", &vmm[0].to_string()])).ok();

@@ -16,8 +16,8 @@ use crate::sandbox::Outcome;
 use api::{
     ContainerConfig, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
     ContainerStatusResponse, CreateContainerRequest, Empty, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    LinuxContainerConfig, Mount, PodSandboxConfig, PodSandboxId, PodSandboxStatusResponse,
-    RunPodSandboxRequest, StatusRequest, StatusResponse, StopContainerRequest,
+    Mount, NamespaceOption, PodSandboxConfig, PodSandboxId, PodSandboxStatusResponse, RunPodSandboxRequest,
+    StatusRequest, StatusResponse, StopContainerRequest,
 };
 
 /// The messages.
@@ -40,6 +40,10 @@ const LIMIT: Duration = Duration::from_secs(240);
 
 /// CONTAINER_EXITED.
 const EXITED: i32 = 2;
+
+/// NamespaceMode.
+const OF_POD: i32 = 0;
+const OF_CONTAINER: i32 = 1;
 
 /// Longest reply.
 const MAX_REPLY: usize = 16 << 20;
@@ -158,8 +162,17 @@ impl Wish {
         let mut config = ContainerConfig::new();
         config.image = Some(ImageSpec { image: IMAGE.to_owned(), ..Default::default() }).into();
         config.command = ["sh", "-c", script].map(str::to_owned).to_vec();
-        config.linux = Some(LinuxContainerConfig::new()).into();
+        let security = config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
+        security.namespace_options = Some(namespaces()).into();
         Self(config)
+    }
+
+    /// With the processes of the whole pod.
+    #[must_use]
+    pub fn share_processes(mut self) -> Self {
+        let security = self.0.linux.mut_or_insert_default().security_context.mut_or_insert_default();
+        security.namespace_options.mut_or_insert_default().pid = OF_POD;
+        self
     }
 
     /// With a directory of the host.
@@ -321,6 +334,11 @@ fn named(container: &str) -> ContainerId {
     ContainerId { container_id: container.to_owned(), ..Default::default() }
 }
 
+/// What a kubelet asks for by default: processes of the container's own, everything else of the pod's.
+fn namespaces() -> NamespaceOption {
+    NamespaceOption { network: OF_POD, pid: OF_CONTAINER, ipc: OF_POD, ..Default::default() }
+}
+
 fn pod_config(name: &str, logs: &Path) -> PodSandboxConfig {
     let mut config = PodSandboxConfig::new();
     let metadata = config.metadata.mut_or_insert_default();
@@ -329,7 +347,9 @@ fn pod_config(name: &str, logs: &Path) -> PodSandboxConfig {
     metadata.namespace = "default".to_owned();
     config.hostname = name.to_owned();
     config.log_directory = logs.join(name).display().to_string();
-    config.linux.mut_or_insert_default().cgroup_parent = format!("/kubepods/{name}");
+    let linux = config.linux.mut_or_insert_default();
+    linux.cgroup_parent = format!("/kubepods/{name}");
+    linux.security_context.mut_or_insert_default().namespace_options = Some(namespaces()).into();
     config
 }
 
