@@ -131,3 +131,30 @@ fn pod_outlives_its_containerd() {
     assert_eq!(pod.wait(&stays).exit_code, 137);
     pod.end();
 }
+
+#[test]
+fn sandbox_api_needs_no_pause_container() {
+    let (_census, vmms) = (TestSandbox::new(), Vmms::before());
+    let containerd = Containerd::with_cri();
+    let cri = containerd.cri();
+    let pod = Pod::run_with(&cri, "nacre-sandbox", "plain", &containerd.path("logs"));
+    assert_eq!(vmms.new().len(), 1);
+    assert_eq!(containerd.ctr(&["-n", "k8s.io", "task", "ls", "-q"]).ok().text(), "", "no pause container");
+
+    let first = pod.start("first", Wish::sh("echo note > /dev/shm/note; exec sleep 100000"));
+    let second = pod.start("second", Wish::sh("while ! [ -e /dev/shm/note ]; do sleep 0.2; done; exit 6"));
+    assert_eq!(pod.wait(&second).exit_code, 6);
+    let address = pod.address();
+    let inside = |script: &str| pod.exec(&first, &["sh", "-c", script]).ok();
+    assert_eq!(inside("hostname").text(), "plain");
+    assert!(inside("ip -4 addr show eth0").text().contains(&address));
+    assert!(pod.stats(&first).memory.working_set_bytes.value > 0);
+    assert_eq!(pod.stop(&first).exit_code, 137);
+    assert!(pod.is_ready());
+
+    // A killed VM is told.
+    Outcome::of(Command::new("kill").args(["-9", &vmms.new()[0].to_string()])).ok();
+    pod.wait_until_not_ready();
+    pod.end();
+    assert!(vmms.new().is_empty());
+}

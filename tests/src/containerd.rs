@@ -94,6 +94,9 @@ bin_dirs = ["/usr/lib/cni"]
 conf_dir = {:?}
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
 runtime_type = "io.containerd.nacre.v2"
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre-sandbox]
+runtime_type = "io.containerd.nacre.v2"
+sandboxer = "shim"
 "#,
             at("root"),
             at("state"),

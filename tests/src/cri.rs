@@ -13,30 +13,18 @@ use tokio::runtime::Runtime;
 
 use crate::containerd::IMAGE;
 use crate::sandbox::Outcome;
-use api::{
+use nacre_protocol::cri::{
     ContainerConfig, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
     ContainerStatusResponse, CreateContainerRequest, Empty, ExecSyncRequest, ExecSyncResponse, ImageSpec,
     Mount, NamespaceOption, PodSandboxConfig, PodSandboxId, PodSandboxStatusResponse, RunPodSandboxRequest,
     StatusRequest, StatusResponse, StopContainerRequest,
 };
 
-/// The messages.
-#[expect(missing_docs, reason = "generated; the .proto file has the documentation")]
-#[allow(
-    clippy::all,
-    clippy::unwrap_used,
-    nonstandard_style,
-    unreachable_pub,
-    rust_2018_idioms,
-    unused,
-    reason = "generated"
-)]
-pub mod api {
-    include!(concat!(env!("OUT_DIR"), "/cri.rs"));
-}
-
 /// For a call on an emulated machine under load.
 const LIMIT: Duration = Duration::from_secs(240);
+
+/// SANDBOX_READY.
+const READY: i32 = 0;
 
 /// CONTAINER_EXITED.
 const EXITED: i32 = 2;
@@ -213,11 +201,17 @@ impl<'a> Pod<'a> {
     /// Where the runtime refuses, as all methods here do.
     #[track_caller]
     pub fn run(cri: &'a Cri, name: &str, logs: &Path) -> Self {
+        Self::run_with(cri, "nacre", name, logs)
+    }
+
+    /// The same, with another handler of the runtime.
+    #[track_caller]
+    pub fn run_with(cri: &'a Cri, handler: &str, name: &str, logs: &Path) -> Self {
         let config = pod_config(name, logs);
         std::fs::create_dir_all(&config.log_directory).expect("a directory for logs");
         let mut request = RunPodSandboxRequest::new();
         request.config = Some(config.clone()).into();
-        request.runtime_handler = "nacre".into();
+        request.runtime_handler = handler.into();
         let id: PodSandboxId = cri.must("RunPodSandbox", &request);
         Self { cri, id: id.pod_sandbox_id, config }
     }
@@ -237,6 +231,23 @@ impl<'a> Pod<'a> {
     pub fn address(&self) -> String {
         let status: PodSandboxStatusResponse = self.cri.must("PodSandboxStatus", &self.name());
         status.status.network.ip.clone()
+    }
+
+    /// Whether its sandbox is ready.
+    #[track_caller]
+    pub fn is_ready(&self) -> bool {
+        let status: PodSandboxStatusResponse = self.cri.must("PodSandboxStatus", &self.name());
+        status.status.state == READY
+    }
+
+    /// Waits until it is not.
+    #[track_caller]
+    pub fn wait_until_not_ready(&self) {
+        let deadline = Instant::now() + LIMIT;
+        while self.is_ready() {
+            assert!(Instant::now() < deadline, "the pod stays ready");
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     /// Creates and starts a container; its id.

@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | owner (shim) -> `nacre-vmm` | [`vm`], [`control`] | JSON messages with descriptors on a `SOCK_SEQPACKET` socket |
 //! | shim <-> agent | [`rpc`] (feature `rpc`) | ttrpc on vsock port [`ports::CONTROL_PORT`] |
+//! | containerd -> shim | `cri` (feature `cri`) | a pod's configuration in the Sandbox API |
 //! | configuration -> shim, agent | [`annotations`] | annotations of the OCI configuration |
 //! | bundle's small files -> agent | [`files`] | by value in `CreateContainerRequest` |
 //! | shim <-> a process's stdio | [`stream`] | raw bytes on vsock port [`ports::STREAM_PORT`] |
@@ -14,6 +15,8 @@
 
 pub mod annotations;
 pub mod control;
+#[cfg(feature = "cri")]
+pub mod cri;
 pub mod files;
 pub mod fs;
 pub mod id;

@@ -109,7 +109,7 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     let (kernel, initramfs, kvm) = (assets.open_kernel()?, assets.open_initramfs()?, open_kvm()?);
     let layer_disk = match &plan.rootfs {
         RootfsPlan::Layers { blobs, .. } => Some(open_layers(blobs)?),
-        RootfsPlan::Directory { .. } => None,
+        RootfsPlan::Directory { .. } | RootfsPlan::None => None,
     };
 
     let dir = SandboxDir::create(&settings.run_dir, &settings.namespace, &settings.id)?;

@@ -210,7 +210,7 @@ impl HostMounts {
     pub fn points_of(plan: &Plan) -> Vec<PathBuf> {
         match &plan.rootfs {
             RootfsPlan::Directory { path, mounts, .. } => mounts.iter().map(|_| path.clone()).collect(),
-            RootfsPlan::Layers { .. } => Vec::new(),
+            RootfsPlan::Layers { .. } | RootfsPlan::None => Vec::new(),
         }
     }
 

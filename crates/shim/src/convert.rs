@@ -4,13 +4,20 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use containerd_shim_protos::api::{CreateTaskRequest, StateResponse, Status};
+use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
+use nacre_protocol::cri::{POD_SANDBOX_CONFIG, PodSandboxConfig};
 use nacre_protocol::task::{LEAVE_TYPE_URL, Leave, OPTIONS_TYPE_URL, TaskOptions};
 use nacre_sandbox::plan::Mount;
+use nacre_sandbox::plan::pod::{PodLimits, PodRequest};
 use nacre_sandbox::sandbox::{CreateRequest, ProcessId, ProcessStatus};
 use nacre_sandbox::state::State;
 use nacre_sandbox::stdio::StdioRequest;
+use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
+
+/// The CRI's NamespaceMode of what is the host's.
+const NODE: i32 = 2;
 
 /// A request that cannot be meant.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +30,46 @@ pub(crate) enum ConvertError {
     Options(#[source] serde_json::Error),
     #[error("the request has no {0}")]
     Missing(&'static str),
+    #[error("the pod's configuration is not valid")]
+    Pod(#[source] protobuf::Error),
+    #[error("a pod with {0} is not supported by the sandboxer \"shim\"; use \"podsandbox\"")]
+    Unsupported(&'static str),
+}
+
+/// A pod to make, from the CRI's configuration of it. Its port mappings and DNS are the caller's to set up.
+pub(crate) fn pod_request(request: CreateSandboxRequest) -> Result<PodRequest, ConvertError> {
+    if !request.rootfs.is_empty() {
+        return Err(ConvertError::Unsupported("a root file system of its own"));
+    }
+    let config = match request.options.as_ref() {
+        Some(any) if any.type_url.rsplit('/').next() == Some(POD_SANDBOX_CONFIG) => {
+            PodSandboxConfig::parse_from_bytes(&any.value).map_err(ConvertError::Pod)?
+        }
+        // Another caller than the CRI: a pod of the default size.
+        _ => PodSandboxConfig::default(),
+    };
+    let linux = config.linux.unwrap_or_default();
+    if !linux.sysctls.is_empty() {
+        return Err(ConvertError::Unsupported("sysctls"));
+    }
+    let namespaces = linux.security_context.namespace_options.clone().unwrap_or_default();
+    if namespaces.pid == NODE || namespaces.ipc == NODE {
+        return Err(ConvertError::Unsupported("namespaces of the host"));
+    }
+    let (resources, overhead) = (linux.resources.unwrap_or_default(), linux.overhead.unwrap_or_default());
+    let sum = |limit: i64, more: i64| if limit > 0 { limit.saturating_add(more.max(0)) } else { 0 };
+    Ok(PodRequest {
+        hostname: config.hostname,
+        cgroup_parent: linux.cgroup_parent,
+        network: Some(request.netns_path).filter(|path| !path.is_empty()).map(PathBuf::from),
+        limits: PodLimits {
+            memory_bytes: sum(resources.memory_limit_in_bytes, overhead.memory_limit_in_bytes),
+            cpu_quota_us: sum(resources.cpu_quota, overhead.cpu_quota),
+            cpu_period_us: resources.cpu_period,
+            cpu_shares: sum(resources.cpu_shares, overhead.cpu_shares),
+        },
+        annotations: request.annotations.into_iter().collect(),
+    })
 }
 
 /// A container to make.
@@ -170,5 +217,46 @@ mod tests {
         let mut restore = request("", "");
         restore.checkpoint = "/checkpoint".into();
         assert!(matches!(create_request(restore), Err(ConvertError::Checkpoint)));
+    }
+
+    fn pod(change: impl FnOnce(&mut PodSandboxConfig)) -> Result<PodRequest, ConvertError> {
+        let mut config = PodSandboxConfig { hostname: "web".into(), ..PodSandboxConfig::default() };
+        let linux = config.linux.mut_or_insert_default();
+        linux.cgroup_parent = "/kubepods/pod1".into();
+        linux.resources.mut_or_insert_default().memory_limit_in_bytes = 128 << 20;
+        linux.overhead.mut_or_insert_default().memory_limit_in_bytes = 32 << 20;
+        change(&mut config);
+        let value = config.write_to_bytes().unwrap();
+        let options = Any { type_url: POD_SANDBOX_CONFIG.into(), value, ..Any::default() };
+        pod_request(CreateSandboxRequest {
+            netns_path: "/run/netns/x".into(),
+            options: Some(options).into(),
+            ..CreateSandboxRequest::default()
+        })
+    }
+
+    #[test]
+    fn pod_has_its_limits_with_the_overhead_and_its_network() {
+        let pod = pod(|_| ()).unwrap();
+        assert_eq!((pod.limits.memory_bytes, pod.limits.cpu_quota_us), (160 << 20, 0));
+        assert_eq!((pod.hostname.as_str(), pod.cgroup_parent.as_str()), ("web", "/kubepods/pod1"));
+        assert_eq!(pod.network, Some("/run/netns/x".into()));
+    }
+
+    #[test]
+    fn pod_that_cannot_be_is_refused_in_words() {
+        let sysctl = |config: &mut PodSandboxConfig| {
+            config.linux.mut_or_insert_default().sysctls.insert("net.core.somaxconn".into(), "1".into());
+        };
+        let host = |config: &mut PodSandboxConfig| {
+            let security = config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
+            security.namespace_options.mut_or_insert_default().pid = NODE;
+        };
+        assert!(matches!(pod(sysctl), Err(ConvertError::Unsupported("sysctls"))));
+        assert!(matches!(pod(host), Err(ConvertError::Unsupported(_))));
+        let options = Any { type_url: POD_SANDBOX_CONFIG.into(), value: vec![0xff; 9], ..Any::default() };
+        let request =
+            CreateSandboxRequest { options: Some(options).into(), ..CreateSandboxRequest::default() };
+        assert!(matches!(pod_request(request), Err(ConvertError::Pod(_))));
     }
 }

@@ -25,7 +25,7 @@ pub(crate) fn status(error: SandboxError) -> RpcError {
 /// The status of a request that cannot be meant.
 pub(crate) fn invalid(error: ConvertError) -> RpcError {
     let code = match error {
-        ConvertError::Checkpoint => Code::UNIMPLEMENTED,
+        ConvertError::Checkpoint | ConvertError::Unsupported(_) => Code::UNIMPLEMENTED,
         _ => Code::INVALID_ARGUMENT,
     };
     get_rpc_status(code, chain(&error))

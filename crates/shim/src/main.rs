@@ -1,4 +1,4 @@
-//! `containerd-shim-nacre-v2`: containerd's Task API in front of a sandbox.
+//! `containerd-shim-nacre-v2`: containerd's Task API and Sandbox API in front of a sandbox.
 //!
 //! ```text
 //! containerd, nacre --exec--> shim -id X start ---fork---> server: Task API on a Unix socket, one sandbox
@@ -11,7 +11,7 @@
 //! | [`args`] | command line in Go's style |
 //! | [`start`], [`delete`], [`info`] | the actions |
 //! | [`serve`] | the server process: listener, signals, end |
-//! | [`service`] | the Task API: decode, call, encode |
+//! | [`service`], [`sandbox`] | the Task API and the Sandbox API: decode, call, encode |
 //! | [`convert`], [`error`], [`metrics`] | types and errors of both sides |
 //! | [`publisher`] | events to containerd |
 
@@ -23,6 +23,7 @@ mod info;
 mod log;
 mod metrics;
 mod publisher;
+mod sandbox;
 mod serve;
 mod service;
 mod socket;

@@ -15,6 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::publisher::Publisher;
+use crate::sandbox::{self as sandbox_api, SandboxService};
 use crate::service;
 use crate::socket;
 use crate::start::Server;
@@ -52,7 +53,11 @@ async fn run(server: Server, listener: StdUnixListener) -> Result<()> {
     });
     let mut rpc = RpcServer::new()
         .add_listener(trusted(listener))
-        .register_service(service::services(Arc::new(service::TaskService::new(sandbox.clone()))));
+        .register_service(service::services(Arc::new(service::TaskService::new(sandbox.clone()))))
+        .register_service(sandbox_api::services(Arc::new(SandboxService::new(
+            server.id.clone(),
+            sandbox.clone(),
+        ))));
     rpc.start().await.context("cannot serve")?;
     info!(sandbox = %server.id, pid = std::process::id(), "shim started");
 

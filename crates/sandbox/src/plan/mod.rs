@@ -37,6 +37,9 @@ pub const MAX_SPEC_BYTES: usize = 3 << 20;
 /// Type of a network namespace in an OCI configuration.
 const NETWORK: &str = "network";
 
+/// Host name of a guest whose configuration has none.
+const DEFAULT_HOSTNAME: &str = "nacre";
+
 /// What a plan is made from.
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
@@ -122,6 +125,11 @@ pub enum PlanError {
         /// Where it is.
         path: String,
     },
+    /// The processes of a sandbox that has none.
+    #[error(
+        "processes cannot be shared in a sandbox without a process of its own; use the sandboxer \"podsandbox\""
+    )]
+    SharedProcesses,
     /// Hooks that would run on the host.
     #[error("{0} hooks are not supported")]
     Hooks(&'static str),
@@ -180,7 +188,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         shares,
         files,
         spec_json: serde_json::to_vec(&document).map_err(PlanError::Parse)?,
-        hostname: if spec.hostname.is_empty() { "nacre".to_owned() } else { spec.hostname },
+        hostname: if spec.hostname.is_empty() { DEFAULT_HOSTNAME.to_owned() } else { spec.hostname },
         console_size: process.console_size.map(|size| (size.width, size.height)),
         oom_score_adj: process.oom_score_adj,
     })

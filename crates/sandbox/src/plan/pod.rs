@@ -6,12 +6,14 @@
 //! the guest gets the path of the same namespace of its own.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use nacre_protocol::id::ContainerId;
 use serde_json::Value;
 
-use super::spec::{Cpu, Memory, Namespace, Resources};
-use super::{NETWORK, PlanError};
+use super::spec::{Cpu, Linux, Memory, Namespace, Resources};
+use super::{HostLimits, NETWORK, Plan, PlanError, RootfsPlan};
+use crate::config::VmSettings;
 use crate::text::harmless;
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -51,8 +53,8 @@ pub struct Joined<'a> {
     pub share_prefix: &'a str,
     /// PID that the host knows the sandbox by.
     pub host_pid: u32,
-    /// PID of the sandbox's init in the guest.
-    pub guest_pid: u32,
+    /// PID of the sandbox's init in the guest; none: it has no process of its own, and its namespaces are the guest's.
+    pub guest_pid: Option<u32>,
     /// The sandbox's network namespace.
     pub network: Option<&'a Path>,
 }
@@ -100,6 +102,88 @@ pub(super) fn resources(annotations: &BTreeMap<String, String>) -> Result<Resour
     })
 }
 
+/// A sandbox without a container of its own, as the Sandbox API makes it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PodRequest {
+    /// Host name of the pod; empty: the guest's default.
+    pub hostname: String,
+    /// Where the pod's containers are in the host's cgroups; empty: where the shim is.
+    pub cgroup_parent: String,
+    /// The network namespace that was prepared for it.
+    pub network: Option<PathBuf>,
+    /// The sum of its limits, and what it may use beyond them.
+    pub limits: PodLimits,
+    /// Its annotations.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// Limits of a pod; 0 is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PodLimits {
+    /// Bytes.
+    pub memory_bytes: i64,
+    /// Microseconds of CPU time in each period.
+    pub cpu_quota_us: i64,
+    /// Microseconds.
+    pub cpu_period_us: i64,
+    /// cgroup v1 `cpu.shares`.
+    pub cpu_shares: i64,
+}
+
+/// Plans the VM of a sandbox without a container of its own.
+///
+/// # Errors
+/// See [`PlanError`].
+pub fn plan(
+    id: &ContainerId,
+    request: &PodRequest,
+    settings: &VmSettings,
+    host: HostLimits,
+) -> Result<Plan, PlanError> {
+    let options = super::annotations::parse(&request.annotations)?;
+    let limits = request.limits;
+    let above_zero = |number: i64| Some(number).filter(|number| *number > 0);
+    let resources = Resources {
+        memory: Memory { limit: above_zero(limits.memory_bytes) },
+        cpu: Cpu {
+            shares: above_zero(limits.cpu_shares).map(i64::unsigned_abs),
+            quota: above_zero(limits.cpu_quota_us),
+            period: above_zero(limits.cpu_period_us).map(i64::unsigned_abs),
+        },
+    };
+    let size = super::resources::size(&resources, settings, host)?;
+    let linux = Linux { cgroups_path: cgroups_path(&request.cgroup_parent, id), ..Linux::default() };
+    let hostname = if request.hostname.is_empty() { super::DEFAULT_HOSTNAME } else { &request.hostname };
+    Ok(Plan {
+        role: Role::Sandbox,
+        vcpus: size.vcpus,
+        memory_mib: size.memory_mib,
+        kernel_log: options.kernel_log,
+        rootfs: RootfsPlan::None,
+        mount_points: Vec::new(),
+        shares: Vec::new(),
+        files: Vec::new(),
+        spec_json: Vec::new(),
+        network: request.network.clone(),
+        cgroup: super::cgroup::plan(&linux, settings, &size, true)?,
+        hostname: hostname.to_owned(),
+        console_size: None,
+        oom_score_adj: None,
+    })
+}
+
+/// As containerd names the cgroup of a pod's sandbox container, for either of the CRI's cgroup drivers.
+fn cgroups_path(parent: &str, id: &ContainerId) -> String {
+    match parent {
+        "" => String::new(),
+        slice if slice.ends_with(".slice") => {
+            let slice = slice.rsplit('/').next().unwrap_or(slice);
+            format!("{slice}:cri-containerd:{id}")
+        }
+        path => format!("{}/{id}", path.trim_end_matches('/')),
+    }
+}
+
 /// Gives namespaces of the sandbox that the container joins the paths that they have in the guest. The network is not
 /// among them: it is the VM's, and only checked to be the same.
 pub(super) fn join_namespaces(
@@ -115,7 +199,13 @@ pub(super) fn join_namespaces(
             continue;
         }
         let name = file_of(namespace, joined).ok_or_else(|| foreign(namespace))?;
-        let path = format!("/proc/{}/ns/{name}", joined.guest_pid);
+        let pid = match joined.guest_pid {
+            Some(pid) => pid,
+            // The guest's first process is the agent: its other processes are nobody's business.
+            None if name == "pid" => return Err(PlanError::SharedProcesses),
+            None => 1,
+        };
+        let path = format!("/proc/{pid}/ns/{name}");
         if let Some(place) = document.pointer_mut(&format!("/linux/namespaces/{index}/path")) {
             *place = Value::String(path);
         }
@@ -156,7 +246,7 @@ mod tests {
     }
 
     const JOINED: Joined<'static> =
-        Joined { share_prefix: "c1-", host_pid: 700, guest_pid: 60, network: None };
+        Joined { share_prefix: "c1-", host_pid: 700, guest_pid: Some(60), network: None };
 
     fn joined(kind: &str, path: &str, joined: &Joined<'_>) -> Result<Value, PlanError> {
         let mut document = json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});
@@ -191,6 +281,42 @@ mod tests {
             let path = joined(kind, &format!("/proc/700/ns/{kind}"), &JOINED).unwrap();
             assert_eq!(path, format!("/proc/60/ns/{kind}"));
         }
+    }
+
+    #[test]
+    fn sandbox_without_a_process_shares_what_is_the_guests_but_its_processes() {
+        let alone = Joined { guest_pid: None, ..JOINED };
+        assert_eq!(joined("ipc", "/proc/700/ns/ipc", &alone).unwrap(), "/proc/1/ns/ipc");
+        assert!(matches!(joined("pid", "/proc/700/ns/pid", &alone), Err(PlanError::SharedProcesses)));
+    }
+
+    #[test]
+    fn pod_has_the_size_of_its_limits_and_the_cgroup_of_its_driver() {
+        let host = HostLimits { cpus: 4, memory_mib: 8192 };
+        let limits = PodLimits {
+            memory_bytes: 256 << 20,
+            cpu_quota_us: 150_000,
+            cpu_period_us: 100_000,
+            cpu_shares: 0,
+        };
+        let planned = |parent: &str| {
+            let request = PodRequest {
+                cgroup_parent: parent.into(),
+                limits,
+                hostname: "web".into(),
+                ..PodRequest::default()
+            };
+            plan(&"p1".parse().unwrap(), &request, &VmSettings::default(), host).unwrap()
+        };
+        let path = |parent| planned(parent).cgroup.path;
+        assert_eq!((planned("").vcpus, planned("").memory_mib), (2, 320));
+        assert!(planned("").needs_file_server() && planned("").hostname == "web");
+        assert_eq!(path("/kubepods/burstable/pod1").as_deref(), Some("kubepods/burstable/pod1/p1"));
+        assert_eq!(
+            path("/kubepods.slice/kubepods-pod1.slice").as_deref(),
+            Some("kubepods.slice/kubepods-pod1.slice/cri-containerd-p1.scope")
+        );
+        assert_eq!(path(""), None);
     }
 
     #[test]

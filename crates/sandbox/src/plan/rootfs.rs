@@ -34,6 +34,8 @@ pub struct Mount {
 /// Where a root file system comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RootfsPlan {
+    /// None: a sandbox without a container of its own.
+    None,
     /// EROFS blobs, bottom first.
     Layers {
         /// The files.

@@ -178,7 +178,7 @@ fn container_that_joins_has_names_of_its_own() {
         json!([{"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}]);
     document["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/700/ns/ipc"}, {"type": "pid"}]);
     let spec_json = serde_json::to_vec(&document).unwrap();
-    let joined = pod::Joined { share_prefix: "c3-", host_pid: 700, guest_pid: 60, network: None };
+    let joined = pod::Joined { share_prefix: "c3-", host_pid: 700, guest_pid: Some(60), network: None };
     let plan = plan(Inputs {
         bundle: Path::new("/bundle"),
         spec_json: &spec_json,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::pod::{Pod, PodStatus};
 use super::process::{Process, ProcessId, ProcessStatus};
 use super::{Container, First};
 use crate::error::SandboxError;
@@ -22,6 +23,7 @@ struct Shown {
     vm: Option<Killer>,
     /// By container and exec; init's exec id is empty.
     processes: BTreeMap<String, BTreeMap<String, ProcessStatus>>,
+    pod: Option<PodStatus>,
 }
 
 impl Board {
@@ -31,6 +33,7 @@ impl Board {
         first: Option<&First>,
         machine: Option<&Machine>,
         containers: &BTreeMap<String, Container>,
+        pod: Option<&Pod>,
     ) {
         let processes = |(id, container): (&String, &Container)| {
             let init = (String::new(), status(container, &container.init, container.pid));
@@ -44,6 +47,11 @@ impl Board {
             first: first.map(|first| first.id.clone()),
             vm: machine.map(|machine| machine.vm().killer()),
             processes: containers.iter().map(processes).collect(),
+            pod: pod.map(|pod| PodStatus {
+                pid: pod.pid,
+                created_at: pod.created_at,
+                exit: pod.exit.clone(),
+            }),
         };
         *self.shown() = shown;
     }
@@ -53,16 +61,23 @@ impl Board {
         self.shown().first.clone()
     }
 
-    /// Ends the VM of a container whose init has not ended.
+    /// Ends the VM of a container whose init has not ended, or of a pod that has not.
     pub(super) fn kill_unless_stopped(&self, container: &str) {
         let shown = self.shown();
-        let Some(init) = shown.processes.get(container).and_then(|processes| processes.get("")) else {
-            return;
+        let init = shown.processes.get(container).and_then(|processes| processes.get(""));
+        let lives = match init {
+            Some(init) => init.state != State::Stopped,
+            None => shown.first.as_deref() == Some(container),
         };
-        if let (true, Some(vm)) = (init.state != State::Stopped, &shown.vm) {
+        if let (true, Some(vm)) = (lives, &shown.vm) {
             tracing::warn!(container, "killing the VM: its guest does not end the container");
             vm.kill();
         }
+    }
+
+    /// What is shown of the pod.
+    pub(super) fn pod(&self) -> Option<PodStatus> {
+        self.shown().pod.clone()
     }
 
     /// What is shown of a process.

@@ -40,6 +40,7 @@ impl Core {
         request.id.parse::<nacre_protocol::id::ContainerId>()?;
         match (&self.first, self.containers.keys().next()) {
             (Some(first), _) if first.is_pod => self.join(request).await,
+            (None, _) if self.pod.is_some() => Err(SandboxError::NotRunning(self.settings.id.to_string())),
             (_, Some(other)) => Err(SandboxError::HasContainer(other.clone())),
             _ => self.create_first(request).await,
         }
@@ -48,6 +49,9 @@ impl Core {
     async fn create_first(&mut self, request: CreateRequest) -> Result<u32, SandboxError> {
         let requested = Instant::now();
         let plan = self.plan(&request, None)?;
+        if let Role::Member { sandbox } = plan.role {
+            return Err(SandboxError::NotRunning(crate::text::harmless(&sandbox, 128)));
+        }
         let source = LogSource { namespace: self.settings.namespace.as_str(), container: &request.id };
         let opened = stdio::open(&request.stdio, source).await?;
 
@@ -79,7 +83,7 @@ impl Core {
         self.first = Some(First {
             id: request.id.clone(),
             is_pod: plan.role == Role::Sandbox,
-            guest_pid: create.pid,
+            guest_pid: Some(create.pid),
             network: plan.network,
             memory_mib: plan.memory_mib,
             joined: 0,
@@ -176,7 +180,7 @@ pub(super) fn guest_rootfs(plan: &Plan, machine: &Machine) -> GuestRootfs {
             }
         }
         (RootfsPlan::Directory { share, .. }, _) => GuestRootfs::Shared { name: share.clone() },
-        // A machine that was booted for layers has a disk of them.
-        (RootfsPlan::Layers { .. }, None) => GuestRootfs::Shared { name: String::new() },
+        // A machine that was booted for layers has a disk of them, and a container has a root.
+        (RootfsPlan::Layers { .. } | RootfsPlan::None, _) => GuestRootfs::Shared { name: String::new() },
     }
 }

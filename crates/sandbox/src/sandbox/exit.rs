@@ -230,7 +230,7 @@ impl Core {
 
     /// Ends the VM, undoes what it stood on, and writes down how long all of it took; in a task of its own, since a
     /// host's kernel takes its time to let go of a VM, and requests need not wait for that.
-    fn begin_take_down(&mut self) {
+    pub(super) fn begin_take_down(&mut self) {
         let Some(machine) = self.machine.take() else { return };
         let first = self.first.as_ref().and_then(|first| self.containers.get(&first.id));
         let times = first.and_then(|container| match &container.place {
@@ -246,7 +246,7 @@ impl Core {
     }
 
     /// The same, to its end.
-    async fn take_down(&mut self) {
+    pub(super) async fn take_down(&mut self) {
         self.begin_take_down();
         if let Some(Err(error)) = match self.ending.take() {
             Some(ending) => Some(ending.await),

@@ -18,6 +18,7 @@ mod exec;
 mod exit;
 mod join;
 mod phases;
+mod pod;
 mod process;
 mod requests;
 
@@ -30,12 +31,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 pub use create::CreateRequest;
+pub use pod::PodStatus;
 pub use process::{ExitInfo, ProcessId, ProcessStatus};
 pub use requests::Sandbox;
 
 use crate::agent::{ProcessName, Reach, StatsReply};
 use crate::error::SandboxError;
 use crate::machine::{Addition, Machine, Settings};
+use crate::plan::pod::PodRequest;
 use crate::stdio::{Drain, StdioRequest};
 use board::Board;
 use process::Process;
@@ -123,6 +126,12 @@ enum Request {
     Pids(String, Reply<Vec<u32>>),
     /// Whether even a container that runs is taken down; answers whether the sandbox is over.
     Shutdown(Force, Reply<bool>),
+    StartPod(Box<PodRequest>, Reply<u32>),
+    StopPod(Reply<()>),
+    WaitPod(Reply<ExitInfo>),
+    PodStats(Reply<StatsReply>),
+    /// From the watcher of a pod's VM: why it ended.
+    VmEnded(String),
     /// From a watcher.
     Exited {
         name: ProcessName,
@@ -161,13 +170,13 @@ enum Place {
     Joined(Option<Addition>),
 }
 
-/// What the sandbox keeps of its first container, as long as that is there.
+/// What the sandbox keeps of its first container, or of the pod that it is without one, as long as that is there.
 struct First {
     id: String,
     /// Whether others may join.
     is_pod: bool,
-    /// PID of its init in the guest.
-    guest_pid: u32,
+    /// PID of its init in the guest; none: the sandbox has no container of its own.
+    guest_pid: Option<u32>,
     network: Option<PathBuf>,
     memory_mib: u32,
     /// How many have joined so far.
@@ -185,6 +194,8 @@ struct Core {
     ending: Option<JoinHandle<()>>,
     first: Option<First>,
     containers: BTreeMap<String, Container>,
+    /// The sandbox itself, where it was made without a container of its own.
+    pod: Option<pod::Pod>,
     board: Board,
     closed: bool,
 }
@@ -206,6 +217,7 @@ pub fn spawn(settings: Settings) -> (Sandbox, mpsc::Receiver<SandboxEvent>) {
         ending: None,
         first: None,
         containers: BTreeMap::new(),
+        pod: None,
         board: board.clone(),
         closed: false,
     };
@@ -252,6 +264,11 @@ impl Core {
             Request::Stats(container, reply) => answer(reply, self.stats(&container).await),
             Request::Pids(container, reply) => answer(reply, self.pids(&container)),
             Request::Shutdown(force, reply) => answer(reply, Ok(self.shutdown(force))),
+            Request::StartPod(request, reply) => answer(reply, self.start_pod(&request).await),
+            Request::StopPod(reply) => answer(reply, self.stop_pod().await),
+            Request::WaitPod(reply) => self.wait_pod(reply),
+            Request::PodStats(reply) => answer(reply, self.pod_stats().await),
+            Request::VmEnded(reason) => self.vm_ended(reason),
             Request::Exited { name, exit, outputs } => self.exited(&name, exit, outputs).await,
             Request::Oom(container) => self.out_of_memory(container).await,
         }
@@ -259,7 +276,7 @@ impl Core {
 
     /// Brings the board up to date; before anybody can act on an answer, so that what is read there is never older.
     fn show(&self) {
-        self.board.show(self.first.as_ref(), self.machine.as_ref(), &self.containers);
+        self.board.show(self.first.as_ref(), self.machine.as_ref(), &self.containers, self.pod.as_ref());
     }
 
     async fn publish(&self, event: SandboxEvent) {
@@ -280,7 +297,8 @@ impl Core {
     }
 
     fn shutdown(&mut self, force: Force) -> bool {
-        self.closed |= force == Force::Now || self.containers.is_empty();
+        let lives = self.pod.as_ref().is_some_and(|pod| pod.exit.is_none());
+        self.closed |= force == Force::Now || (self.containers.is_empty() && !lives);
         self.closed
     }
 }

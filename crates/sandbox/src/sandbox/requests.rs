@@ -6,9 +6,10 @@ use nacre_protocol::task::Leave;
 use tokio::sync::{mpsc, oneshot};
 
 use super::board::Board;
-use super::{CreateRequest, ExitInfo, Force, ProcessId, ProcessStatus, Reply, Request};
+use super::{CreateRequest, ExitInfo, Force, PodStatus, ProcessId, ProcessStatus, Reply, Request};
 use crate::agent::{Reach, StatsReply};
 use crate::error::SandboxError;
+use crate::plan::pod::PodRequest;
 use crate::stdio::StdioRequest;
 
 /// SIGKILL.
@@ -52,6 +53,46 @@ impl Sandbox {
     /// See [`SandboxError`]. After one, nothing is left.
     pub async fn create(&self, request: CreateRequest) -> Result<u32> {
         self.ask(|reply| Request::Create(Box::new(request), reply)).await
+    }
+
+    /// Boots the VM of a pod, without a container of its own; its VMM's PID.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. After one, nothing is left.
+    pub async fn start_pod(&self, request: PodRequest) -> Result<u32> {
+        self.ask(|reply| Request::StartPod(Box::new(request), reply)).await
+    }
+
+    /// Ends the VM of a pod.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn stop_pod(&self) -> Result<()> {
+        if let Some(pod) = self.board.first() {
+            self.insist(pod);
+        }
+        self.ask(Request::StopPod).await
+    }
+
+    /// Waits for the end of a pod's VM, before or after it.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn wait_pod(&self) -> Result<ExitInfo> {
+        self.ask(Request::WaitPod).await
+    }
+
+    /// The sum of the figures of a pod's containers.
+    ///
+    /// # Errors
+    /// See [`SandboxError`].
+    pub async fn pod_stats(&self) -> Result<StatsReply> {
+        self.ask(Request::PodStats).await
+    }
+
+    /// What is known of the pod, where the sandbox is one without a container of its own.
+    pub fn pod_status(&self) -> Option<PodStatus> {
+        self.board.pod()
     }
 
     /// Lets a process execute its program; its VMM's PID.

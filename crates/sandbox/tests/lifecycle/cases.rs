@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use nacre_protocol::task::{ExitRecord, Leave, LogLine, OnExit, Phases};
 use nacre_sandbox::agent::{AgentError, Reach};
 use nacre_sandbox::error::SandboxError;
+use nacre_sandbox::plan::pod::PodRequest;
 use nacre_sandbox::sandbox::{CreateRequest, Force, SandboxEvent};
 use nacre_sandbox::state::State;
 use nacre_sandbox::stdio::StdioRequest;
@@ -56,6 +57,8 @@ cases![
     end_of_a_pods_sandbox_ends_its_containers,
     container_of_another_pod_is_refused,
     container_that_cannot_join_leaves_the_pod_as_it_was,
+    pod_without_a_container_of_its_own_lives_until_it_is_stopped,
+    death_of_a_pods_vm_is_told_to_who_waits,
 ];
 
 async fn container_lives_from_create_to_delete(mut host: Host) -> Host {
@@ -460,5 +463,44 @@ async fn container_that_cannot_join_leaves_the_pod_as_it_was(mut host: Host) -> 
     host.join("app", &["exit", "0"]).await.unwrap();
     host.sandbox.start(init_of("app")).await.unwrap();
     assert_eq!(host.sandbox.wait(init_of("app")).await.unwrap().status, 0);
+    host
+}
+
+async fn pod_without_a_container_of_its_own_lives_until_it_is_stopped(mut host: Host) -> Host {
+    let pid = host.sandbox.start_pod(PodRequest::default()).await.unwrap();
+    host.vmms.push(pid);
+    assert!(
+        !host.sandbox.shutdown(Force::Empty).await.unwrap(),
+        "a pod without containers is no empty sandbox"
+    );
+    assert!(host.sandbox.start_pod(PodRequest::default()).await.is_err());
+    assert_eq!(host.join("app", &["exit", "3"]).await.unwrap(), pid);
+    host.sandbox.start(init_of("app")).await.unwrap();
+    assert_eq!(host.sandbox.wait(init_of("app")).await.unwrap().status, 3);
+    assert_eq!(host.sandbox.pod_stats().await.unwrap().cpu_usage_usec, 7);
+    host.sandbox.delete(init_of("app")).await.unwrap();
+    host.join("last", &["sleep"]).await.unwrap();
+    host.sandbox.start(init_of("last")).await.unwrap();
+    assert!(host.sandbox.pod_status().unwrap().exit.is_none());
+    host.sandbox.stop_pod().await.unwrap();
+    host.sandbox.stop_pod().await.unwrap();
+    assert_eq!(host.sandbox.wait_pod().await.unwrap().status, 137);
+    assert_eq!(host.sandbox.wait(init_of("last")).await.unwrap().status, 137);
+    assert!(matches!(host.join("late", &["sleep"]).await, Err(SandboxError::NotRunning(_))));
+    host
+}
+
+async fn death_of_a_pods_vm_is_told_to_who_waits(mut host: Host) -> Host {
+    let pid = host.sandbox.start_pod(PodRequest::default()).await.unwrap();
+    host.vmms.push(pid);
+    let waits = tokio::spawn({
+        let sandbox = host.sandbox.clone();
+        async move { sandbox.wait_pod().await }
+    });
+    kill(pid);
+    let exit = waits.await.unwrap().unwrap();
+    assert_eq!(exit.status, 137);
+    assert!(exit.failure.is_some_and(|failure| failure.contains("signal 9")));
+    assert!(host.sandbox.shutdown(Force::Empty).await.unwrap());
     host
 }
