@@ -1,14 +1,11 @@
 //! Shares that come and go while a server runs.
 //!
-//! The server itself has given up the right to mount. This process takes copies of the shares' mounts where it was
-//! started, enters the server's mount namespace, and there puts each of them through what the first ones went through
-//! ([`crate::jail`]) before the guest can reach it: on a directory beside the served one, the host kernel's file systems below it
-//! are taken away; then it is moved to its name.
+//! The server itself has given up the right to mount. This process puts copies of the shares' mounts through what the
+//! first ones went through ([`crate::jail`]), in a mount namespace of its own; then it enters the server's and moves each to
+//! its name there. Until then neither the guest nor the server can reach any of them.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use nacre_protocol::id::ContainerId;
 use nix::mount::{MntFlags, umount2};
@@ -17,18 +14,13 @@ use rustix::io::Errno;
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
-use crate::jail::{JailError, SHARES, STAGING, Tree, remove_listed_kernel_trees, step};
+use crate::jail::{JailError, SHARES, Tree, prepare_apart, step};
 use crate::start::ShareFile;
 use crate::sys;
 
-/// Longest table of mounts that is read.
-const MAX_TABLE: u64 = 16 << 20;
-
 /// Changes what the server with this pidfd serves.
 pub(crate) fn change(server: &OwnedFd, add: Vec<ShareFile>, remove: &[ContainerId]) -> Result<(), JailError> {
-    let trees: Vec<Tree> = add.into_iter().map(Tree::take).collect::<Result<_, _>>()?;
-    // Opened before: the server's namespace has a /proc of its own, in which this process is not.
-    let own = step("proc", File::open("/proc/self"))?;
+    let trees = prepare_apart(add)?;
     let entered = move_into_thread_name_spaces(server.as_fd(), ThreadNameSpaceType::MOUNT);
     step("enter the server", entered)?;
 
@@ -43,14 +35,10 @@ pub(crate) fn change(server: &OwnedFd, add: Vec<ShareFile>, remove: &[ContainerI
         take_away(&shares, name.as_str())?;
     }
     for tree in &trees {
-        let kind = if tree.is_dir { Kind::Directory } else { Kind::File };
-        let staged = Point::make(&root, Path::new(STAGING), &tree.name, kind)?;
-        step("stage", attach(tree, &staged.path))?;
-        remove_listed_kernel_trees(&mount_table(&own)?, Path::new(STAGING))?;
+        step("entry", make_entry(&shares, tree))?;
         let served = Path::new(SHARES).join(&tree.name);
-        step("entry", make_entry(&shares, &tree.name, kind))?;
-        let moved = move_mount(CWD, &staged.path, CWD, &served, MoveMountFlags::empty());
-        if let Err(error) = moved {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        if let Err(error) = move_mount(&tree.mount, "", CWD, &served, flags) {
             take_away(&shares, &tree.name)?;
             return Err(JailError::Share { name: tree.name.clone(), source: error.into() });
         }
@@ -58,52 +46,12 @@ pub(crate) fn change(server: &OwnedFd, add: Vec<ShareFile>, remove: &[ContainerI
     Ok(())
 }
 
-/// The kind of an entry: that of the share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    Directory,
-    File,
-}
-
-/// A mount point in the staging directory. Dropping it takes the mount, where there still is one, and the point away.
-struct Point {
-    dir: OwnedFd,
-    name: String,
-    path: PathBuf,
-    kind: Kind,
-}
-
-impl Point {
-    fn make(root: &OwnedFd, dir: &Path, name: &str, kind: Kind) -> Result<Self, JailError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let relative = dir.strip_prefix("/").unwrap_or(dir);
-        let fd = step("staging", openat(root, relative, flags, Mode::empty()))?;
-        step("staging", make_entry(&fd, name, kind))?;
-        Ok(Self { dir: fd, name: name.to_owned(), path: dir.join(name), kind })
+fn make_entry(dir: &OwnedFd, tree: &Tree) -> rustix::io::Result<()> {
+    if tree.is_dir {
+        return mkdirat(dir, &tree.name, Mode::from_raw_mode(0o755));
     }
-}
-
-impl Drop for Point {
-    fn drop(&mut self) {
-        // After the move nothing is mounted here.
-        let _ = umount2(&self.path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW);
-        let flags = if self.kind == Kind::Directory { AtFlags::REMOVEDIR } else { AtFlags::empty() };
-        let _ = unlinkat(&self.dir, &self.name, flags);
-    }
-}
-
-fn make_entry(dir: &OwnedFd, name: &str, kind: Kind) -> rustix::io::Result<()> {
-    match kind {
-        Kind::Directory => mkdirat(dir, name, Mode::from_raw_mode(0o755)),
-        Kind::File => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
-            openat(dir, name, flags, Mode::from_raw_mode(0o600)).map(drop)
-        }
-    }
-}
-
-fn attach(tree: &Tree, path: &Path) -> rustix::io::Result<()> {
-    move_mount(&tree.mount, "", CWD, path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    let flags = OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
+    openat(dir, &tree.name, flags, Mode::from_raw_mode(0o600)).map(drop)
 }
 
 /// Takes an entry away. `shares` is the directory in the writable copy, in which nothing is mounted.
@@ -118,11 +66,4 @@ fn take_away(shares: &OwnedFd, name: &str) -> Result<(), JailError> {
         Err(Errno::NOENT) => Ok(()),
         other => other.map_err(failed),
     }
-}
-
-fn mount_table(own: &File) -> Result<String, JailError> {
-    let table = openat(own.as_fd(), "mountinfo", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
-    let mut text = String::new();
-    step("mountinfo", File::from(step("mountinfo", table)?).take(MAX_TABLE).read_to_string(&mut text))?;
-    Ok(text)
 }

@@ -33,9 +33,6 @@ const ROOT: &str = "/sys";
 /// The directory that is served, once the tmpfs is the root.
 pub(crate) const SHARES: &str = "/shares";
 
-/// Where a share that comes later is cleared of what must not be served, before it is.
-pub(crate) const STAGING: &str = "/staging";
-
 /// What creating files for a guest's users needs. No MKNOD (F04), no DAC_READ_SEARCH (open_by_handle_at), no
 /// SYS_ADMIN (mounts, trusted.* attributes), no SETFCAP.
 const KEPT: [Capability; 6] = [
@@ -46,6 +43,9 @@ const KEPT: [Capability; 6] = [
     Capability::CAP_SETGID,
     Capability::CAP_SETUID,
 ];
+
+/// Most mounts on top of each other that are taken away.
+const MAX_STACKED: u32 = 64;
 
 /// Open files of a guest, and inodes that it remembers, are descriptors here: at most so many.
 const MAX_FILES: u64 = 65_536;
@@ -71,6 +71,37 @@ pub(crate) fn step<T>(step: &'static str, result: Result<T, impl Into<io::Error>
 
 /// Makes the directory that is served and gives its path, in a mount namespace of its own.
 pub(crate) fn mount_shares(shares: Vec<ShareFile>) -> Result<PathBuf, JailError> {
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    attach_apart(shares)?;
+    let proc = Path::new(ROOT).join("proc");
+    step("proc", rustix::fs::mkdir(&proc, Mode::from_raw_mode(0o555)))?;
+    step("proc", mount(Some("proc"), &proc, Some("proc"), flags | MsFlags::MS_RDONLY, Some("subset=pid")))?;
+    let read_only = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
+    step("read-only root", mount(None::<&str>, ROOT, None::<&str>, read_only, None::<&str>))?;
+    Ok(ROOT.into())
+}
+
+/// Copies of the shares' mounts, restricted and without what must not be served, attached nowhere: with the name of
+/// each, and whether it is a directory. The process is in a mount namespace of its own afterwards.
+pub(crate) fn prepare_apart(shares: Vec<ShareFile>) -> Result<Vec<Tree>, JailError> {
+    let names: Vec<String> = shares.iter().map(|share| share.name.to_string()).collect();
+    let dir = attach_apart(shares)?;
+    let take = |name: String| {
+        let path = dir.join(&name);
+        let failed = |source: io::Error| JailError::Share { name: name.clone(), source };
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let flags = flags | OpenTreeFlags::AT_RECURSIVE | OpenTreeFlags::AT_SYMLINK_NOFOLLOW;
+        let mount = open_tree(rustix::fs::CWD, &path, flags).map_err(|errno| failed(errno.into()))?;
+        let stat = fstat(&mount).map_err(|errno| failed(errno.into()))?;
+        let is_dir = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+        Ok(Tree { name, mount, is_dir })
+    };
+    names.into_iter().map(take).collect()
+}
+
+/// Attaches the shares in a mount namespace of this process's own, each to its name below the directory that is
+/// returned, on a tmpfs at [`ROOT`].
+fn attach_apart(shares: Vec<ShareFile>) -> Result<PathBuf, JailError> {
     // Copies of the mounts must be taken while the descriptors' own namespace is still ours.
     let trees: Result<Vec<_>, _> = shares.into_iter().map(Tree::take).collect();
     let trees = trees?;
@@ -83,18 +114,11 @@ pub(crate) fn mount_shares(shares: Vec<ShareFile>) -> Result<PathBuf, JailError>
     step("tmpfs", mount(Some("nacre-fs"), ROOT, Some("tmpfs"), flags, Some("mode=755,size=64k")))?;
     let shares = Path::new(ROOT).join(SHARES.trim_start_matches('/'));
     step("shares", rustix::fs::mkdir(&shares, Mode::from_raw_mode(0o755)))?;
-    let staging = Path::new(ROOT).join(STAGING.trim_start_matches('/'));
-    step("staging", rustix::fs::mkdir(&staging, Mode::from_raw_mode(0o700)))?;
     for tree in trees {
         tree.attach(&shares)?;
     }
     remove_kernel_trees(&shares)?;
-    let proc = Path::new(ROOT).join("proc");
-    step("proc", rustix::fs::mkdir(&proc, Mode::from_raw_mode(0o555)))?;
-    step("proc", mount(Some("proc"), &proc, Some("proc"), flags | MsFlags::MS_RDONLY, Some("subset=pid")))?;
-    let read_only = flags | MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY;
-    step("read-only root", mount(None::<&str>, ROOT, None::<&str>, read_only, None::<&str>))?;
-    Ok(ROOT.into())
+    Ok(shares)
 }
 
 /// File systems of the host's kernel, by the names of /proc/filesystems. Mounted somewhere below a share (as in a chroot that has
@@ -119,22 +143,25 @@ const KERNEL_TREES: [&str; 17] = [
     "nsfs",
 ];
 
-/// Takes every mount of the host's kernel below the shares away; what is mounted on it goes with it.
+/// Takes every mount of the host's kernel below the shares away. Where others are mounted on top of one, the uppermost goes
+/// first, so the table is read again until it has none left.
 fn remove_kernel_trees(shares: &Path) -> Result<(), JailError> {
-    let table = step("mountinfo", std::fs::read_to_string("/proc/self/mountinfo"))?;
-    remove_listed_kernel_trees(&table, shares)
-}
-
-/// The same, by a table of mounts.
-pub(crate) fn remove_listed_kernel_trees(table: &str, shares: &Path) -> Result<(), JailError> {
-    for point in table.lines().filter_map(kernel_tree).filter(|point| point.starts_with(shares)) {
-        match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            // It went with one above it.
-            Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
-            other => step("unmount a kernel tree", other)?,
+    for _ in 0..MAX_STACKED {
+        let table = step("mountinfo", std::fs::read_to_string("/proc/self/mountinfo"))?;
+        let mut found = false;
+        for point in table.lines().filter_map(kernel_tree).filter(|point| point.starts_with(shares)) {
+            found = true;
+            match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+                // It went with one above it.
+                Ok(()) | Err(nix::errno::Errno::EINVAL | nix::errno::Errno::ENOENT) => {}
+                other => step("unmount a kernel tree", other)?,
+            }
+        }
+        if !found {
+            return Ok(());
         }
     }
-    Ok(())
+    step("unmount kernel trees", Err(io::Error::from(io::ErrorKind::ResourceBusy)))
 }
 
 /// The mount point of a line of mountinfo (proc_pid_mountinfo(5)) that is one of [`KERNEL_TREES`].
@@ -166,7 +193,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    pub(crate) fn take(share: ShareFile) -> Result<Self, JailError> {
+    fn take(share: ShareFile) -> Result<Self, JailError> {
         let name = share.name.to_string();
         let failed = |source: io::Error| JailError::Share { name: name.clone(), source };
         let stat = fstat(&share.file).map_err(|errno| failed(errno.into()))?;

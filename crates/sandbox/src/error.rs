@@ -35,6 +35,14 @@ pub enum SandboxError {
          snapshotter for pods"
     )]
     LayersInPod,
+    /// More shares over the life of a sandbox than its file server can number.
+    #[error(
+        "this pod has been given 250 host directories and files over its life, more are not possible: recreate the pod"
+    )]
+    TooManyShares,
+    /// A root or a volume that does not answer.
+    #[error("the root file system or a volume did not answer within {} ms", .0.as_millis())]
+    StorageTimeout(Duration),
     /// A sandbox that was made without a file server.
     #[error("this sandbox has no file server")]
     NoFileServer,

@@ -99,7 +99,12 @@ impl FileServer {
         let server = fds.add(&pidfd);
         let add = entries(add.0, add.1, &mut fds);
         let order = Order::Change(Change { server, add, remove: remove.to_vec() });
-        carry_out(&child, &channel, &order, &fds, timeout).await
+        let done = carry_out(&child, &channel, &order, &fds, timeout).await;
+        if matches!(done, Err(FileServerError::Timeout(_))) {
+            // It may hang in a volume, and who reaps it hangs with it.
+            tokio::task::spawn_blocking(move || drop(child));
+        }
+        done
     }
 
     /// The process.

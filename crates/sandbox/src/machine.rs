@@ -30,11 +30,11 @@ use crate::network::Network;
 use crate::plan::{Plan, RootfsPlan};
 use crate::record::{ProcessRef, Record, SandboxDir};
 use crate::stdio::Dialer;
-use crate::storage::{HostMounts, LayerDisk, open_layers, open_shares};
+use crate::storage::{HostMounts, LayerDisk, StorageError, open_layers, open_shares};
 use crate::vm::{Parts, Place, Vm, VmError, VmExit};
 
-/// For an orderly end of a guest that has writable shares.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// Most shares that a file server can have had: fuse-backend-rs numbers the mounts of its life with a byte.
+const MAX_SERVED: usize = 250;
 
 /// For a VM whose agent has gone to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,7 +69,11 @@ pub struct Machine {
     record: Record,
     assets: Assets,
     timeout: Duration,
+    /// For an orderly end of a guest that has writable shares.
+    kill: Duration,
     has_writable_shares: bool,
+    /// Shares that were ever served.
+    served: usize,
     /// Where the layers lie on the disk; none: the root is shared.
     layers: Option<Vec<(u64, u64)>>,
     /// How long the boot took.
@@ -198,7 +202,9 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
         record,
         assets,
         timeout,
+        kill: settings.config.timeouts.kill(),
         has_writable_shares,
+        served: plan.shares.len(),
         layers,
         times,
     })
@@ -326,6 +332,10 @@ impl Machine {
         if let RootfsPlan::Layers { .. } = plan.rootfs {
             return Err(SandboxError::LayersInPod);
         }
+        self.served += plan.shares.len();
+        if self.served > MAX_SERVED {
+            return Err(SandboxError::TooManyShares);
+        }
         let known = self.record.mounts.len();
         self.record.mounts.extend(HostMounts::points_of(plan));
         self.dir.write(&self.record)?;
@@ -337,6 +347,7 @@ impl Machine {
             }
             Err(error) => {
                 self.record.mounts.truncate(known);
+                self.dir.write(&self.record)?;
                 Err(error)
             }
         }
@@ -344,10 +355,23 @@ impl Machine {
 
     async fn share(&self, plan: &Plan) -> Result<HostMounts, SandboxError> {
         let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
-        let mounts = HostMounts::make(plan)?;
-        let files = open_shares(&plan.shares)?;
         let program = self.assets.fs()?;
-        server.change(&program, (&plan.shares, &files), &[], self.timeout).await?;
+        // Beside the requests of the other containers: a volume whose server hangs keeps whoever looks at it.
+        let wanted = plan.clone();
+        let prepared = tokio::task::spawn_blocking(move || {
+            let mounts = HostMounts::make(&wanted)?;
+            Ok::<_, StorageError>((open_shares(&wanted.shares)?, mounts))
+        });
+        let prepared = tokio::time::timeout(self.timeout, prepared).await;
+        let prepared = prepared.map_err(|_| SandboxError::StorageTimeout(self.timeout))?;
+        let (files, mounts) = prepared.map_err(|_| SandboxError::Closed)??;
+        let changed = server.change(&program, (&plan.shares, &files), &[], self.timeout).await;
+        if let Err(error) = changed {
+            // Some of them may be served by now.
+            let names: Vec<String> = plan.shares.iter().map(|share| share.name.clone()).collect();
+            let _ = server.change(&program, (&[], &[]), &names, self.timeout).await;
+            return Err(error.into());
+        }
         Ok(mounts)
     }
 
@@ -367,10 +391,12 @@ impl Machine {
 
     /// Ends the VM and undoes everything. A guest that may hold unwritten bytes of a share writes them first.
     pub async fn take_down(self) -> Arc<VmExit> {
-        if self.has_writable_shares
-            && self.agent.shutdown().await.is_ok()
-            && tokio::time::timeout(SHUTDOWN_TIMEOUT, self.vm.ended()).await.is_err()
-        {
+        let shutdown = async {
+            if self.agent.shutdown().await.is_ok() {
+                self.vm.ended().await;
+            }
+        };
+        if self.has_writable_shares && tokio::time::timeout(self.kill, shutdown).await.is_err() {
             debug!("the guest did not shut down in time");
         }
         self.vm.kill();

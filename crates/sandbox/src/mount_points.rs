@@ -11,6 +11,9 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, mkdirat, openat, openat2};
 use rustix::io::Errno;
 
+/// Tries of a path with `..` in it on a machine that mounts all the time.
+const MAX_TRIES: u32 = 128;
+
 /// Something that the container will find at a path.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MountPoint {
@@ -77,7 +80,14 @@ fn find(root: &OwnedFd, path: &Path) -> rustix::io::Result<OwnedFd> {
     let path = path.strip_prefix("/").unwrap_or(path);
     let path = if path.as_os_str().is_empty() { Path::new(".") } else { path };
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+    for _ in 0..MAX_TRIES {
+        match openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            // Somebody on this machine has mounted or renamed something meanwhile (openat2(2)).
+            Err(Errno::AGAIN) => {}
+            other => return other,
+        }
+    }
+    Err(Errno::AGAIN)
 }
 
 #[cfg(test)]

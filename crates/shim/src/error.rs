@@ -43,6 +43,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::State(_)
         | SandboxError::NotRunning(_)
         | SandboxError::NoFileServer
+        | SandboxError::TooManyShares
         | SandboxError::MemoryAboveGuest { .. } => Code::FAILED_PRECONDITION,
         SandboxError::Kvm { .. } | SandboxError::Asset(_) => Code::FAILED_PRECONDITION,
         SandboxError::Jail(JailError::AllTaken) => Code::RESOURCE_EXHAUSTED,
@@ -52,6 +53,7 @@ fn code(error: &SandboxError) -> Code {
             FailureKind::Invalid | FailureKind::Device | FailureKind::Jail => Code::INTERNAL,
         },
         SandboxError::BootTimeout { .. }
+        | SandboxError::StorageTimeout(_)
         | SandboxError::Vm(VmError::Timeout { .. })
         | SandboxError::FileServer(FileServerError::Timeout(_))
         | SandboxError::Agent(AgentError::Unresponsive { .. }) => Code::DEADLINE_EXCEEDED,

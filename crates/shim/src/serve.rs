@@ -36,6 +36,8 @@ pub(crate) fn serve(server: Server, listener: StdUnixListener) -> Result<()> {
         warn!(error = &error as &dyn std::error::Error, "delete will not find this shim");
     }
     let result = runtime.block_on(run(server, listener));
+    // A call on a volume that hangs must not keep the process.
+    runtime.shutdown_background();
     socket::remove(&path);
     result
 }

@@ -14,7 +14,8 @@ use rtnetlink::packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteType,
 };
 use rtnetlink::{Error, Handle, RouteMessageBuilder};
 
@@ -88,6 +89,15 @@ impl Found {
         }
     }
 
+    /// Whether each route has one hop, of its own family: one by several would be told as one without a gateway.
+    pub(super) fn has_plain_routes(&self) -> bool {
+        let plain = |attribute: &RouteAttribute| {
+            !matches!(attribute, RouteAttribute::Via(_) | RouteAttribute::MultiPath(_))
+        };
+        let wanted = self.routes.iter().filter(|message| is_wanted(message));
+        wanted.flat_map(|message| &message.attributes).all(plain)
+    }
+
     fn guest_link(&self, link: &Link) -> agent::Link {
         let own = self.addresses.iter().filter(|message| message.header.index == link.index);
         agent::Link {
@@ -138,15 +148,23 @@ fn address(message: &AddressMessage) -> Option<String> {
     }
 }
 
+fn is_wanted(message: &RouteMessage) -> bool {
+    let header = &message.header;
+    header.kind == RouteType::Unicast
+        && header.table == RouteHeader::RT_TABLE_MAIN
+        && header.protocol != RouteProtocol::Kernel
+}
+
 fn route(message: &RouteMessage, name: impl Fn(u32) -> Option<String>) -> Option<agent::Route> {
     let header = &message.header;
-    let wanted = header.kind == RouteType::Unicast
-        && header.table == RouteHeader::RT_TABLE_MAIN
-        && header.protocol != RouteProtocol::Kernel;
-    if !wanted {
+    if !is_wanted(message) {
         return None;
     }
-    let mut route = agent::Route { scope: u32::from(u8::from(header.scope)), ..Default::default() };
+    let mut route = agent::Route {
+        scope: u32::from(u8::from(header.scope)),
+        onlink: header.flags.contains(RouteFlags::Onlink),
+        ..Default::default()
+    };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(to) => {
@@ -155,6 +173,10 @@ fn route(message: &RouteMessage, name: impl Fn(u32) -> Option<String>) -> Option
             RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway)?.to_string(),
             RouteAttribute::PrefSource(source) => route.source = ip(source)?.to_string(),
             RouteAttribute::Oif(index) => route.link = name(*index)?,
+            RouteAttribute::Priority(priority) => route.priority = *priority,
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(mtu_of).unwrap_or_default();
+            }
             _ => {}
         }
     }
@@ -166,6 +188,10 @@ fn route(message: &RouteMessage, name: impl Fn(u32) -> Option<String>) -> Option
         route.destination = if v6 { "::/0" } else { "0.0.0.0/0" }.to_owned();
     }
     Some(route)
+}
+
+fn mtu_of(metric: &RouteMetric) -> Option<u32> {
+    if let RouteMetric::Mtu(mtu) = metric { Some(*mtu) } else { None }
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -314,6 +340,31 @@ mod tests {
             })
             .collect();
         assert_eq!(told, [("169.254.1.1/32", "", "eth0", 253), ("0.0.0.0/0", "169.254.1.1", "eth0", 0)]);
+    }
+
+    #[test]
+    fn route_keeps_its_mtu_its_priority_and_its_onlink_flag() {
+        let mut message = route_message(
+            vec![
+                RouteAttribute::Gateway(v4(10, 0, 0, 1)),
+                RouteAttribute::Oif(2),
+                RouteAttribute::Priority(100),
+                RouteAttribute::Metrics(vec![RouteMetric::Mtu(1450)]),
+            ],
+            RouteProtocol::Boot,
+        );
+        message.header.flags = RouteFlags::Onlink;
+        let links = vec![link_message(2, "eth0", LinkFlags::Up, 1500)];
+        let found = Found { links, routes: vec![message], ..Found::default() };
+        let route = &found.request(&found.links()).routes[0];
+        assert_eq!((route.mtu, route.priority, route.onlink), (1450, 100, true));
+        assert!(found.has_plain_routes());
+    }
+
+    #[test]
+    fn route_by_several_hops_is_not_told_as_one_without_a_gateway() {
+        let several = route_message(vec![RouteAttribute::MultiPath(Vec::new())], RouteProtocol::Boot);
+        assert!(!Found { routes: vec![several], ..Found::default() }.has_plain_routes());
     }
 
     #[test]

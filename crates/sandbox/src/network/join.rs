@@ -1,7 +1,7 @@
 //! Link and tap, joined by traffic control: an ingress qdisc on each, and on it a filter that takes every frame over to
 //! the other one's egress (tc-mirred(8)).
 
-use rtnetlink::packet_route::tc::TcHandle;
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle};
 use rtnetlink::{Error, Handle, LinkUnspec};
 
 use super::found::Link;
@@ -39,6 +39,8 @@ async fn redirect(handle: &Handle, from: u32, to: u32) -> Result<(), NetworkErro
 pub(super) async fn let_go(handle: &Handle, index: u32) -> Result<(), Error> {
     let mut request = handle.qdisc().del(index.cast_signed());
     request.message_mut().header.parent = TcHandle::INGRESS;
+    // Else it would take the clsact of somebody else as well, whose parent is the same.
+    request.message_mut().attributes.push(TcAttribute::Kind("ingress".to_owned()));
     request.execute().await
 }
 

@@ -54,10 +54,24 @@ pub enum NetworkError {
         /// Why.
         source: Box<rtnetlink::Error>,
     },
+    /// Another VM has the links.
+    #[error("the links of the network namespace belong to another VM (its tap is {tap})")]
+    Taken {
+        /// The other VM's tap there.
+        tap: String,
+    },
+    /// A route that the guest cannot be given.
+    #[error(
+        "the network namespace has a route by several hops, or by one of another family, which is not supported"
+    )]
+    Route,
     /// More links than a VM has slots for.
     #[error("the network namespace has {0} links, at most {MAX_LINKS} can be given to a VM")]
     TooManyLinks(usize),
 }
+
+/// What names of taps begin with.
+const TAP_PREFIX: &str = "nacre";
 
 /// Most links of a sandbox.
 pub const MAX_LINKS: usize = 8;
@@ -143,6 +157,12 @@ impl Joined {
     ) -> Result<(Vec<Tap>, ConfigureNetworkRequest), NetworkError> {
         let found = Found::read(&self.handle).await?;
         let links = found.links();
+        if let Some(tap) = links.iter().find(|link| link.name.starts_with(TAP_PREFIX)) {
+            return Err(NetworkError::Taken { tap: tap.name.clone() });
+        }
+        if !found.has_plain_routes() {
+            return Err(NetworkError::Route);
+        }
         if links.len() > MAX_LINKS {
             return Err(NetworkError::TooManyLinks(links.len()));
         }

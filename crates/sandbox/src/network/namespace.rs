@@ -11,7 +11,7 @@ use rtnetlink::Handle;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::task::JoinHandle;
 
-use super::NetworkError;
+use super::{NetworkError, TAP_PREFIX};
 use crate::sys;
 
 /// An open network namespace that is not ours.
@@ -55,7 +55,7 @@ impl Namespace {
         let made = self.inside(|| {
             // A tap belongs to the namespace in which the device file was opened.
             let file = File::options().read(true).write(true).open("/dev/net/tun")?;
-            let name = sys::make_tap(file.as_fd(), "nacre%d")?;
+            let name = sys::make_tap(file.as_fd(), &format!("{TAP_PREFIX}%d"))?;
             Ok(NewTap { file: file.into(), name })
         });
         made.map_err(|error| match error {

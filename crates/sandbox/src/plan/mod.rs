@@ -84,6 +84,8 @@ pub struct Plan {
     pub cgroup: CgroupPlan,
     /// Host name of the guest.
     pub hostname: String,
+    /// Whether its processes are its own.
+    pub own_processes: bool,
     /// Size of the terminal, columns and rows, where the configuration has one.
     pub console_size: Option<(u32, u32)>,
     /// Preference of the host's OOM killer for the sandbox's processes.
@@ -130,6 +132,14 @@ pub enum PlanError {
         "processes cannot be shared in a sandbox without a process of its own; use the sandboxer \"podsandbox\""
     )]
     SharedProcesses,
+    /// A debugger's wish for the processes of one container.
+    #[error(
+        "the processes of another container (a debug target) cannot be joined; let the pod share its processes"
+    )]
+    TargetProcesses,
+    /// A pod in a namespace of the host's.
+    #[error("a pod with the host's {0} namespace is not possible in a VM; run it with another runtime class")]
+    HostNamespace(&'static str),
     /// Hooks that would run on the host.
     #[error("{0} hooks are not supported")]
     Hooks(&'static str),
@@ -159,10 +169,12 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let size = match role {
         // Its own limits are those of a process that sleeps.
         pod::Role::Sandbox => {
-            resources::size(&pod::resources(&spec.annotations)?, inputs.settings, inputs.host)
+            refuse_host_namespaces(&spec)?;
+            let limits = pod::resources(&spec.annotations)?;
+            resources::size(&limits, inputs.settings, inputs.host)?.of_pod(inputs.settings)
         }
-        _ => resources::size(&spec.linux.resources, inputs.settings, inputs.host),
-    }?;
+        _ => resources::size(&spec.linux.resources, inputs.settings, inputs.host)?,
+    };
     let prefix = inputs.joined.map_or("", |joined| joined.share_prefix);
     let mut shares = Vec::new();
     let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, prefix, &mut shares)?;
@@ -173,6 +185,8 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     share_network(&mut document);
 
     let network = network(&spec);
+    let own_processes =
+        spec.linux.namespaces.iter().any(|found| found.kind == "pid" && found.path.is_empty());
     let process = spec.process.ok_or(PlanError::NoProcess)?;
     mount_points.push(MountPoint { path: PathBuf::from(&process.cwd), source: None });
     let has_shares = !shares.is_empty() || role == pod::Role::Sandbox;
@@ -183,6 +197,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         kernel_log: options.kernel_log,
         rootfs,
         mount_points,
+        own_processes,
         network,
         cgroup: cgroup::plan(&spec.linux, inputs.settings, &size, has_shares)?,
         shares,
@@ -206,6 +221,15 @@ fn refuse_namespaces(spec: &spec::Spec) -> Result<(), PlanError> {
     let of_the_host = |namespace: &&spec::Namespace| !namespace.path.is_empty() && namespace.kind != NETWORK;
     match spec.linux.namespaces.iter().find(of_the_host) {
         Some(namespace) => Err(pod::foreign(namespace)),
+        None => Ok(()),
+    }
+}
+
+/// A pod that wants the host's processes or IPC says so by what its sandbox does not have.
+fn refuse_host_namespaces(spec: &spec::Spec) -> Result<(), PlanError> {
+    let has = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
+    match ["pid", "ipc"].into_iter().find(|kind| !has(kind)) {
+        Some(kind) => Err(PlanError::HostNamespace(kind)),
         None => Ok(()),
     }
 }

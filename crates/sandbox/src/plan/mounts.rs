@@ -89,6 +89,14 @@ pub(super) fn share_binds(
         let kind = text("type").to_owned();
         let options = mount.get("options").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
         let has = |word: &str| options.iter().any(|option| option == word);
+        if pod::is_own_shared_memory(&kind, text("destination"), place.annotations) {
+            let flag = |option: &&Value| !option.as_str().is_some_and(|option| option.contains('='));
+            let options = options.iter().filter(flag).cloned().chain([Value::from("rbind")]).collect();
+            mount.insert("type".to_owned(), Value::from("bind"));
+            mount.insert("source".to_owned(), Value::from(SHARED_MEMORY_DIR));
+            mount.insert("options".to_owned(), Value::Array(options));
+            continue;
+        }
         if kind != "bind" && !has("bind") && !has("rbind") {
             if GUEST_TYPES.contains(&kind.as_str()) {
                 continue;
@@ -231,7 +239,7 @@ mod tests {
     #[test]
     fn guest_file_systems_stay_untouched() {
         let mounts = json!([{"destination": "/proc", "type": "proc", "source": "proc"},
-                            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=64m"]}]);
+                            {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs", "options": ["size=64m"]}]);
         let (shares, after) = share(mounts.clone()).unwrap();
         assert_eq!((shares, after), (vec![], mounts));
     }
@@ -243,6 +251,14 @@ mod tests {
             json!({"destination": "/dev/shm", "type": "bind", "source": source, "options": ["rbind"]});
         let (shares, mounts) = share(json!([mount])).unwrap();
         assert_eq!((shares, &mounts[0]["source"]), (vec![], &json!("/run/nacre/shm")));
+        let options = json!(["nosuid", "noexec", "mode=1777", "size=65536k"]);
+        let own = json!({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options});
+        let (_, mounts) = share(json!([own])).unwrap();
+        let expected = json!({
+            "destination": "/dev/shm", "type": "bind", "source": "/run/nacre/shm",
+            "options": ["nosuid", "noexec", "rbind"],
+        });
+        assert_eq!(mounts[0], expected);
     }
 
     #[test]

@@ -57,6 +57,8 @@ pub struct Joined<'a> {
     pub guest_pid: Option<u32>,
     /// The sandbox's network namespace.
     pub network: Option<&'a Path>,
+    /// Some container of the pod has processes of its own: the pod does not share them.
+    pub own_processes: bool,
 }
 
 /// Reads the role.
@@ -151,7 +153,7 @@ pub fn plan(
             period: above_zero(limits.cpu_period_us).map(i64::unsigned_abs),
         },
     };
-    let size = super::resources::size(&resources, settings, host)?;
+    let size = super::resources::size(&resources, settings, host)?.of_pod(settings);
     let linux = Linux { cgroups_path: cgroups_path(&request.cgroup_parent, id), ..Linux::default() };
     let hostname = if request.hostname.is_empty() { super::DEFAULT_HOSTNAME } else { &request.hostname };
     Ok(Plan {
@@ -161,6 +163,7 @@ pub fn plan(
         kernel_log: options.kernel_log,
         rootfs: RootfsPlan::None,
         mount_points: Vec::new(),
+        own_processes: false,
         shares: Vec::new(),
         files: Vec::new(),
         spec_json: Vec::new(),
@@ -199,6 +202,10 @@ pub(super) fn join_namespaces(
             continue;
         }
         let name = file_of(namespace, joined).ok_or_else(|| foreign(namespace))?;
+        if name == "pid" && joined.own_processes {
+            // All containers have the PID of the VMM, so that this may be any of them.
+            return Err(PlanError::TargetProcesses);
+        }
         let pid = match joined.guest_pid {
             Some(pid) => pid,
             // The guest's first process is the agent: its other processes are nobody's business.
@@ -236,6 +243,17 @@ pub(super) fn is_shared_memory(source: &Path, annotations: &BTreeMap<String, Str
     !sandbox.is_empty() && source.ends_with(Path::new("sandboxes").join(sandbox).join("shm"))
 }
 
+/// Whether a mount is the shared memory of a pod's container alone, as the CRI gives it where there is no sandbox container
+/// that has made the pod's: in a pod it is one for all.
+pub(super) fn is_own_shared_memory(
+    kind: &str,
+    destination: &str,
+    annotations: &BTreeMap<String, String>,
+) -> bool {
+    let in_pod = annotations.get(SANDBOX_ID).is_some_and(|sandbox| !sandbox.is_empty());
+    in_pod && kind == "tmpfs" && destination.trim_end_matches('/') == "/dev/shm"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,8 +263,13 @@ mod tests {
         of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
-    const JOINED: Joined<'static> =
-        Joined { share_prefix: "c1-", host_pid: 700, guest_pid: Some(60), network: None };
+    const JOINED: Joined<'static> = Joined {
+        share_prefix: "c1-",
+        host_pid: 700,
+        guest_pid: Some(60),
+        network: None,
+        own_processes: false,
+    };
 
     fn joined(kind: &str, path: &str, joined: &Joined<'_>) -> Result<Value, PlanError> {
         let mut document = json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});
@@ -317,6 +340,13 @@ mod tests {
             Some("kubepods.slice/kubepods-pod1.slice/cri-containerd-p1.scope")
         );
         assert_eq!(path(""), None);
+    }
+
+    #[test]
+    fn processes_of_one_container_cannot_be_told_from_the_sandboxs() {
+        let mixed = Joined { own_processes: true, ..JOINED };
+        assert!(matches!(joined("pid", "/proc/700/ns/pid", &mixed), Err(PlanError::TargetProcesses)));
+        assert!(joined("ipc", "/proc/700/ns/ipc", &mixed).is_ok());
     }
 
     #[test]

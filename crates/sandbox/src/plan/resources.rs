@@ -64,6 +64,14 @@ pub struct Size {
     pub cpu_shares: Option<u64>,
 }
 
+impl Size {
+    /// The size for a pod. Its limits are the sum of those that containers have: one without any is not to be held to the
+    /// others'. They hold in the guest, and on the host the pod's own cgroup has a limit where all containers do.
+    pub(super) fn of_pod(self, settings: &VmSettings) -> Self {
+        Self { cpu_max: None, vcpus: self.vcpus.max(settings.default_vcpus.clamp(1, MAX_VCPUS)), ..self }
+    }
+}
+
 /// CPU bandwidth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CpuMax {

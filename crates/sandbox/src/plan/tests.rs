@@ -160,6 +160,7 @@ fn pod(kind: &str) -> Value {
         "io.kubernetes.cri.sandbox-cpu-quota": "300000",
         "io.kubernetes.cri.sandbox-cpu-period": "100000",
     });
+    document["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}]);
     document
 }
 
@@ -167,6 +168,7 @@ fn pod(kind: &str) -> Value {
 fn vm_of_a_pod_has_the_size_of_its_limits_and_a_file_server() {
     let plan = plan_of(&pod("sandbox")).unwrap();
     assert_eq!((plan.vcpus, plan.memory_mib), (3, 256 + 64));
+    assert_eq!(plan.cgroup.cpu_max, None, "a container without a limit is not held to the others'");
     assert!(plan.needs_file_server() && plan.shares.is_empty());
     assert!(!plan_of(&spec()).unwrap().needs_file_server());
 }
@@ -178,7 +180,13 @@ fn container_that_joins_has_names_of_its_own() {
         json!([{"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}]);
     document["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/700/ns/ipc"}, {"type": "pid"}]);
     let spec_json = serde_json::to_vec(&document).unwrap();
-    let joined = pod::Joined { share_prefix: "c3-", host_pid: 700, guest_pid: Some(60), network: None };
+    let joined = pod::Joined {
+        share_prefix: "c3-",
+        host_pid: 700,
+        guest_pid: Some(60),
+        network: None,
+        own_processes: false,
+    };
     let plan = plan(Inputs {
         bundle: Path::new("/bundle"),
         spec_json: &spec_json,
@@ -198,4 +206,14 @@ fn container_that_joins_has_names_of_its_own() {
         sent["linux"]["namespaces"],
         json!([{"type": "ipc", "path": "/proc/60/ns/ipc"}, {"type": "pid"}])
     );
+}
+
+#[test]
+fn pod_with_the_hosts_processes_or_ipc_is_refused() {
+    for (kept, missing) in [("ipc", "pid"), ("pid", "ipc")] {
+        let mut document = pod("sandbox");
+        document["linux"]["namespaces"] = json!([{"type": kept}]);
+        let error = plan_of(&document).unwrap_err();
+        assert!(matches!(error, PlanError::HostNamespace(kind) if kind == missing), "{error}");
+    }
 }

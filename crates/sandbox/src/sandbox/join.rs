@@ -30,6 +30,7 @@ impl Core {
         first.joined += 1;
         let prefix = format!("c{}-", first.joined);
         let (plan, pid) = self.plan_joining(&request, &prefix)?;
+        let own_processes = plan.own_processes;
         let source = LogSource { namespace: self.settings.namespace.as_str(), container: &request.id };
         let opened = stdio::open(&request.stdio, source).await?;
 
@@ -41,9 +42,20 @@ impl Core {
         let streams = opened.connect(&machine.dialer());
         let created =
             machine.agent().create_container(&request.id, plan.spec_json, rootfs, plan.files, names).await;
-        if let Err(error) = machine.explained(created).await {
+        if let Err(error) = created {
+            let name = ProcessName { container: request.id.clone(), exec: String::new() };
+            // One that was only late is there by now, with the root that is to be taken away.
+            if !matches!(error, AgentError::Refused { .. })
+                && forget(machine, &name, State::Created).await.is_err()
+            {
+                machine.vm().kill();
+            }
+            let error = machine.explained::<()>(Err(error)).await;
             take_back(machine, addition).await;
-            return Err(error);
+            return error.map(|()| pid);
+        }
+        if let Some(first) = &mut self.first {
+            first.own_processes |= own_processes;
         }
         let init = Process::new(request.stdio.clone(), streams);
         self.keep(request, init, Place::Joined(Some(addition)), pid).await
@@ -51,10 +63,12 @@ impl Core {
 
     fn plan_joining(&self, request: &CreateRequest, prefix: &str) -> Result<(Plan, u32), SandboxError> {
         let not_running = || SandboxError::NotRunning(request.id.clone());
-        let First { id, guest_pid, network, .. } = self.first.as_ref().ok_or_else(not_running)?;
+        let First { id, guest_pid, network, own_processes, .. } =
+            self.first.as_ref().ok_or_else(not_running)?;
         let host_pid = self.machine.as_ref().ok_or_else(not_running)?.vm().pid();
         let network = network.as_deref();
-        let joined = Joined { share_prefix: prefix, host_pid, guest_pid: *guest_pid, network };
+        let (guest_pid, own_processes) = (*guest_pid, *own_processes);
+        let joined = Joined { share_prefix: prefix, host_pid, guest_pid, network, own_processes };
         let plan = self.plan(request, Some(joined))?;
         match &plan.role {
             Role::Member { sandbox } if sandbox == id => Ok((plan, host_pid)),
@@ -71,23 +85,29 @@ impl Core {
         let container = self.container(&id.container)?;
         container.init.state.after(Move::Delete)?;
         let state = container.init.state;
-        let addition = match &mut container.place {
+        if let Some(machine) = &self.machine {
+            match forget(machine, &id.into(), state).await {
+                Ok(()) => {}
+                // A process of it still waits for its storage, say: the caller may try again.
+                Err(error @ AgentError::Refused { .. }) if !is_missing(&error) => return Err(error.into()),
+                Err(AgentError::Refused { .. }) => {}
+                Err(error) => {
+                    // What it has mounted cannot be taken from under it: a guest that does not let go has no VM.
+                    warn!(
+                        container = id.container,
+                        error = &error as &dyn std::error::Error,
+                        "killing the VM: its guest does not forget a container"
+                    );
+                    machine.vm().kill();
+                }
+            }
+        }
+        let addition = match &mut self.container(&id.container)?.place {
             Place::Joined(addition) => addition.take(),
             Place::First(_) => None,
         };
-        if let Some(machine) = &mut self.machine {
-            if let Err(error) = forget(machine, &id.into(), state).await {
-                // What it has mounted cannot be taken from under it: a guest that does not let go has no VM.
-                warn!(
-                    container = id.container,
-                    error = &error as &dyn std::error::Error,
-                    "killing the VM: its guest does not forget a container"
-                );
-                machine.vm().kill();
-            }
-            if let Some(addition) = addition {
-                take_back(machine, addition).await;
-            }
+        if let (Some(machine), Some(addition)) = (&mut self.machine, addition) {
+            take_back(machine, addition).await;
         }
         let Some(mut container) = self.containers.remove(&id.container) else {
             return Err(super::no_container(&id.container));
@@ -103,6 +123,11 @@ impl Core {
         self.publish(SandboxEvent::Deleted { process: id.clone(), pid, exit: exit.clone() }).await;
         Ok((pid, exit))
     }
+}
+
+/// Whether the guest says that there is no such container.
+fn is_missing(error: &AgentError) -> bool {
+    matches!(error, AgentError::Refused { code: ttrpc::Code::NOT_FOUND, .. })
 }
 
 /// Lets the guest forget a container; one that never ran is ended first.

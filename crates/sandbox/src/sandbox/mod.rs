@@ -179,6 +179,8 @@ struct First {
     guest_pid: Option<u32>,
     network: Option<PathBuf>,
     memory_mib: u32,
+    /// Some container that joined has processes of its own.
+    own_processes: bool,
     /// How many have joined so far.
     joined: u64,
 }

@@ -49,6 +49,7 @@ impl Core {
             guest_pid: None,
             network: plan.network,
             memory_mib: plan.memory_mib,
+            own_processes: false,
             joined: 0,
         });
         watch_events(&machine, self.sender.clone());

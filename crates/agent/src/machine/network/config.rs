@@ -40,6 +40,9 @@ pub(super) struct Route {
     pub(super) link: String,
     pub(super) source: Option<IpAddr>,
     pub(super) scope: u8,
+    pub(super) mtu: Option<u32>,
+    pub(super) priority: Option<u32>,
+    pub(super) onlink: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,7 +134,9 @@ impl Route {
             (name, _) => link_name(name)?,
         };
         let scope = u8::try_from(route.scope).map_err(|_| ConfigError::Scope(route.scope))?;
-        Ok(Self { destination, prefix, gateway, link, source, scope })
+        let above_zero = |number: u32| Some(number).filter(|number| *number > 0);
+        let (mtu, priority) = (above_zero(route.mtu), above_zero(route.priority));
+        Ok(Self { destination, prefix, gateway, link, source, scope, mtu, priority, onlink: route.onlink })
     }
 }
 

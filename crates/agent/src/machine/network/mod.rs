@@ -17,6 +17,10 @@ pub use socket::NetlinkError;
 
 use message::{attributes, u32_at};
 
+/// include/uapi/linux/rtnetlink.h, which libc does not have.
+const RTNH_F_ONLINK: u32 = 4;
+const RTAX_MTU: u16 = 2;
+
 /// A configuration that could not be put in place.
 #[derive(Debug, thiserror::Error)]
 pub enum NetworkError {
@@ -177,6 +181,9 @@ fn add_route(netlink: &mut Netlink, index: u32, route: &Route) -> Result<(), Net
     body[5] = libc::RTPROT_STATIC;
     body[6] = route.scope;
     body[7] = libc::RTN_UNICAST;
+    if route.onlink {
+        body[8..].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
+    }
     let destination = octets(route.destination);
     let gateway = route.gateway.map(octets);
     let source = route.source.map(octets);
@@ -187,7 +194,20 @@ fn add_route(netlink: &mut Netlink, index: u32, route: &Route) -> Result<(), Net
     }
     attributes.extend(gateway.as_ref().map(|bytes| (libc::RTA_GATEWAY, bytes.as_slice())));
     attributes.extend(source.as_ref().map(|bytes| (libc::RTA_PREFSRC, bytes.as_slice())));
+    let priority = route.priority.map(u32::to_ne_bytes);
+    attributes.extend(priority.as_ref().map(|bytes| (libc::RTA_PRIORITY, bytes.as_slice())));
+    let metrics = route.mtu.map(mtu_metric);
+    attributes.extend(metrics.as_ref().map(|bytes| (libc::RTA_METRICS, bytes.as_slice())));
     netlink.change(libc::RTM_NEWROUTE, libc::NLM_F_CREATE | libc::NLM_F_REPLACE, &body, &attributes)
+}
+
+/// The one nested attribute of RTA_METRICS: length, RTAX_MTU, the value.
+fn mtu_metric(mtu: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..2].copy_from_slice(&8_u16.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&RTAX_MTU.to_ne_bytes());
+    bytes[4..].copy_from_slice(&mtu.to_ne_bytes());
+    bytes
 }
 
 fn add_neighbour(netlink: &mut Netlink, index: u32, neighbour: &Neighbour) -> Result<(), NetlinkError> {
@@ -216,6 +236,11 @@ fn octets(address: IpAddr) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn mtu_of_a_route_is_one_nested_attribute() {
+        assert_eq!(mtu_metric(1450), [8, 0, 2, 0, 0xaa, 5, 0, 0]);
+    }
 
     #[test]
     fn broadcast_follows_from_address_and_prefix() {
