@@ -168,6 +168,11 @@ impl Core {
         container.init.state.after(Move::Delete)?;
         self.take_down().await;
         self.first = None;
+        self.strike_out(id).await
+    }
+
+    /// Takes a container that is gone out of the books, and tells of it.
+    pub(super) async fn strike_out(&mut self, id: &ProcessId) -> Result<(u32, ExitInfo), SandboxError> {
         let Some(mut container) = self.containers.remove(&id.container) else {
             return Err(super::no_container(&id.container));
         };

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::create::guest_rootfs;
-use super::{Core, CreateRequest, First, Place, Process, ProcessId, SandboxEvent, exit};
+use super::{Core, CreateRequest, First, Place, Process, ProcessId, exit};
 use crate::agent::{AgentError, ProcessName, Reach};
 use crate::error::SandboxError;
 use crate::machine::{Addition, Machine};
@@ -109,19 +109,7 @@ impl Core {
         if let (Some(machine), Some(addition)) = (&mut self.machine, addition) {
             take_back(machine, addition).await;
         }
-        let Some(mut container) = self.containers.remove(&id.container) else {
-            return Err(super::no_container(&id.container));
-        };
-        let never_started = ExitInfo::of_vm(None);
-        container.init.end(&never_started);
-        for process in container.execs.values_mut() {
-            process.end(&never_started);
-        }
-        let (exit, pid) = (container.init.exit.take().unwrap_or(never_started), container.pid);
-        container.init.streams.finish().await;
-        info!(container = id.container, status = exit.status, "container deleted");
-        self.publish(SandboxEvent::Deleted { process: id.clone(), pid, exit: exit.clone() }).await;
-        Ok((pid, exit))
+        self.strike_out(id).await
     }
 }
 
@@ -134,7 +122,11 @@ fn is_missing(error: &AgentError) -> bool {
 async fn forget(machine: &Machine, name: &ProcessName, state: State) -> Result<(), AgentError> {
     let agent = machine.agent();
     if state != State::Stopped {
-        agent.signal(name, SIGKILL, Reach::Everything).await?;
+        match agent.signal(name, SIGKILL, Reach::Everything).await {
+            // It may have ended by itself.
+            Err(error) if !is_missing(&error) => return Err(error),
+            _ => {}
+        }
         let ended = tokio::time::timeout(END_TIMEOUT, agent.wait(name)).await;
         ended.map_err(|_| AgentError::Unresponsive { method: "Wait", timeout: END_TIMEOUT })??;
     }
