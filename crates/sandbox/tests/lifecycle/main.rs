@@ -9,6 +9,7 @@
 mod cases;
 mod fixture;
 mod guest;
+mod pods;
 
 use std::path::Path;
 use std::process::ExitCode;
