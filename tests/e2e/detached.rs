@@ -6,7 +6,7 @@ use nacre_tests::TestSandbox;
 fn exec_runs_beside_the_program() {
     let sandbox = TestSandbox::new();
     let id = sandbox.start(&["--name", "web"], &["sleep", "1000"]);
-    assert_eq!(sandbox.nacre(&["exec", "web", "sh", "-c", "echo in; exit 3"]).status, 3);
+    sandbox.nacre(&["exec", "web", "sh", "-c", "echo in; exit 3"]).ended_with(3);
     assert!(sandbox.nacre(&["exec", "-i", &id, "cat", "/proc/1/cmdline"]).ok().stdout.starts_with("sleep"));
     sandbox.nacre(&["rm", "-f", "web"]).ok();
 }

@@ -31,7 +31,7 @@ fn memory_hog_is_killed_and_its_neighbour_is_not() {
     let sandbox = TestSandbox::new();
     let neighbour = sandbox.start(&[], &["sleep", "1000"]);
     let hog = ["python3", "-c", "x = bytearray(200 << 20)"];
-    assert_eq!(sandbox.run(&["-m", "64m"], &hog).status, 137);
+    sandbox.run(&["-m", "64m"], &hog).ended_with(137);
     sandbox.nacre(&["exec", &neighbour, "true"]).ok();
     sandbox.nacre(&["rm", "-f", &neighbour]).ok();
 }

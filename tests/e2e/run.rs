@@ -10,7 +10,7 @@ fn output_and_error_stay_apart() {
 
 #[test]
 fn exit_status_passes_through() {
-    assert_eq!(TestSandbox::new().sh("exit 42").status, 42);
+    TestSandbox::new().sh("exit 42").ended_with(42);
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn init_passes_signals_on_reaps_and_gives_the_programs_status() {
 
 #[test]
 fn init_reports_a_program_that_is_not_there() {
-    assert_eq!(TestSandbox::new().run(&["--init"], &["no-such-program"]).status, 127);
+    TestSandbox::new().run(&["--init"], &["no-such-program"]).ended_with(127);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn tmpfs_is_writable_below_a_read_only_root() {
 fn writes_do_not_reach_the_next_container() {
     let sandbox = TestSandbox::new();
     sandbox.sh("echo x > /root/x").ok();
-    assert_ne!(sandbox.sh("test -e /root/x").status, 0);
+    sandbox.sh("test -e /root/x").ended_with(1);
 }
 
 #[test]

@@ -45,7 +45,16 @@ impl Outcome {
     /// Where it did not.
     #[track_caller]
     pub fn ok(self) -> Self {
-        assert_eq!(self.status, 0, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
+        self.ended_with(0)
+    }
+
+    /// The outcome of a command that must have ended with this status.
+    ///
+    /// # Panics
+    /// Where it ended with another one, with what the command said.
+    #[track_caller]
+    pub fn ended_with(self, status: i32) -> Self {
+        assert_eq!(self.status, status, "stdout: {}\nstderr: {}", self.stdout, self.stderr);
         self
     }
 
