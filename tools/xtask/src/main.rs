@@ -5,6 +5,7 @@
 //! | [`check`] | `check`: what must hold before a commit |
 //! | [`guest`] | `guest`: kernel and initramfs of the guest |
 //! | [`install`] | `build`: the binaries, laid out as an installation |
+//! | [`package`] | `package`: Debian package and archive of it |
 //! | [`lab`] | `lab`: a machine with a working /dev/kvm, here or emulated |
 //! | [`demo`], [`suite`], [`mod@bench`] | `demo`, `test` and `e2e`, `bench` |
 //!
@@ -16,6 +17,7 @@ mod demo;
 mod guest;
 mod install;
 mod lab;
+mod package;
 mod packages;
 mod process;
 mod project;
@@ -44,6 +46,8 @@ enum Task {
     Guest(guest::Options),
     /// Build the release binaries and lay out an installation in target/nacre
     Build,
+    /// Build and pack it: a Debian package and an archive
+    Package(package::Options),
     /// Run a command as root where /dev/kvm works, with nacre on its PATH
     Lab(lab::Options),
     /// Everything there is to test; the last line is `N passed, N failed`
@@ -84,6 +88,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Check(options) => check::run_all(&project, &options),
         Task::Guest(options) => guest::run(&project, &options).map(|()| ExitCode::SUCCESS),
         Task::Build => install::build(&project).map(|()| ExitCode::SUCCESS),
+        Task::Package(options) => package::run(&project, &options).map(|()| ExitCode::SUCCESS),
         Task::Lab(options) => lab::run(&project, &options),
         Task::Test(options) => suite::test(&project, &options),
         Task::E2e(options) => suite::e2e(&project, &options),
