@@ -55,8 +55,11 @@ pub(super) fn build(project: &Project) -> Result<Image> {
     let stale = fs::remove_file(image.dir.join("stamp"));
     drop(stale);
     rootfs::build(&image.dir, &image.rootfs())?;
-    step("lab: disk", || image.make_disk())?;
-    step("lab: fixtures", || image.prepare())?;
+    // Under another name until it is whole: a machine that still runs has the old one open.
+    let new = image.dir.join("disk.new");
+    step("lab: disk", || image.make_disk(&new))?;
+    step("lab: fixtures", || image.prepare(&new))?;
+    fs::rename(&new, image.disk()).context("cannot put the lab's disk in its place")?;
     fs::write(image.dir.join("stamp"), &image.stamp).context("cannot write the lab's stamp")?;
     Ok(image)
 }
@@ -119,7 +122,7 @@ impl Image {
         fs::read_to_string(self.dir.join("stamp")).is_ok_and(|stamp| stamp == self.stamp)
     }
 
-    fn make_disk(&self) -> Result<()> {
+    fn make_disk(&self, disk: &Path) -> Result<()> {
         let root = self.rootfs();
         let own = root.join("lab");
         fs::create_dir_all(&own)?;
@@ -127,12 +130,11 @@ impl Image {
         write_executable(&own.join("prepare"), PREPARE)?;
         fs::write(own.join("agent.py"), AGENT)?;
         self.make_initrd_base()?;
-        let disk = self.disk();
-        let file = fs::File::create(&disk).with_context(|| format!("cannot create {}", disk.display()))?;
+        let file = fs::File::create(disk).with_context(|| format!("cannot create {}", disk.display()))?;
         file.set_len(DISK_BYTES)?;
         drop(file);
         let mut mke2fs = command("mke2fs", ["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-L", "lab"]);
-        mke2fs.args(["-E", "lazy_itable_init=1,nodiscard", "-d"]).arg(&root).arg(&disk);
+        mke2fs.args(["-E", "lazy_itable_init=1,nodiscard", "-d"]).arg(&root).arg(disk);
         run(&mut mke2fs)
     }
 
@@ -150,10 +152,10 @@ impl Image {
     }
 
     /// One boot with the disk writable, so that no later run pays for the fixtures.
-    fn prepare(&self) -> Result<()> {
+    fn prepare(&self, disk: &Path) -> Result<()> {
         let job = Job::new(["/lab/prepare"]).timeout(Duration::from_secs(600));
         let mut log = Vec::new();
-        let status = once::execute_writable(self, &self.disk(), &job, &mut |_, bytes| log.extend(bytes))?;
+        let status = once::execute_writable(self, disk, &job, &mut |_, bytes| log.extend(bytes))?;
         let path = self.dir.join("prepare.log");
         fs::write(&path, &log).with_context(|| format!("cannot write {}", path.display()))?;
         if status != 0 {

@@ -20,6 +20,7 @@ const PACKAGES: &[&str] = &[
     "ca-certificates",
     "crun",
     "docker-registry",
+    "e2fsprogs",
     "erofs-utils",
     "fuse-overlayfs",
     "hyperfine",
