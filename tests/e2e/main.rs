@@ -5,12 +5,14 @@
 //! | [`run`] | `nacre run`: output, status, options |
 //! | [`limits`] | cpu, memory and process limits, as seen inside |
 //! | [`detached`] | `run -d` and the commands for what it starts |
+//! | [`docker`] | the same under a real Docker daemon, with its networks |
 //! | [`containerd`], [`pods`] | the same under a real containerd: `ctr`, and the calls of a kubelet |
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
 //! | [`images`] | `pull`, `images`, `inspect`, `rmi`, `system prune` |
 
 mod containerd;
 mod detached;
+mod docker;
 mod failures;
 mod images;
 mod limits;

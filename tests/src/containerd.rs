@@ -35,11 +35,20 @@ impl Containerd {
     /// # Panics
     /// Where it does not start.
     pub fn start() -> Self {
+        let containerd = Self::without_images();
+        let archive = containerd.archive(IMAGE, &[]);
+        containerd.ctr(&["image", "import", &archive]).ok();
+        containerd
+    }
+
+    /// Starts one with nothing in it.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn without_images() -> Self {
         let mut containerd = Self { process: None, dir: tempfile::tempdir().expect("a temporary directory") };
         containerd.write_config();
         containerd.launch();
-        let archive = containerd.archive(IMAGE, &[]);
-        containerd.ctr(&["image", "import", &archive]).ok();
         containerd
     }
 
@@ -48,9 +57,7 @@ impl Containerd {
     /// # Panics
     /// Where it does not start.
     pub fn with_cri() -> Self {
-        let mut containerd = Self { process: None, dir: tempfile::tempdir().expect("a temporary directory") };
-        containerd.write_config();
-        containerd.launch();
+        let containerd = Self::without_images();
         for (name, options) in
             [(IMAGE, &[][..]), (PAUSE, &["--config.cmd", "sleep", "--config.cmd", "2000000000"])]
         {

@@ -6,6 +6,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`containerd`] | [`Containerd`]: one of a test's own, with its CRI, a network and the image |
+//! | [`docker`] | [`Docker`]: a daemon of a test's own on such a containerd |
 //! | [`cri`] | [`Cri`]: calls a container runtime as a kubelet does |
 //! | [`registry`] | [`TestRegistry`]: a registry that answers each request with the same failure |
 //! | [`sandbox`] | [`TestSandbox`]: a data directory with the image, `nacre` commands in it, logs on failure |
@@ -13,12 +14,14 @@
 
 pub mod containerd;
 pub mod cri;
+pub mod docker;
 pub mod registry;
 pub mod sandbox;
 pub mod traces;
 
 pub use containerd::Containerd;
 pub use cri::Cri;
+pub use docker::Docker;
 pub use registry::TestRegistry;
 pub use sandbox::{Outcome, TestSandbox};
 pub use traces::{Traces, pids};

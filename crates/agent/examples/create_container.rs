@@ -59,6 +59,7 @@ fn run(guest: &Guest, spec_json: Vec<u8>, number: u32) -> Result<()> {
         spec_json,
         rootfs: RootfsSource::Shared { name: "rootfs".into() },
         files: Vec::new(),
+        devices: Vec::new(),
         stdio: ChildStdio::Files { stdin: null()?, stdout: null()?, stderr: null()? },
     };
     let begun = Instant::now();

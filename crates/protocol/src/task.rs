@@ -24,6 +24,9 @@ pub struct TaskOptions {
     /// What the shim does when the container has ended.
     #[serde(default)]
     pub on_exit: OnExit,
+    /// The caller puts no network links into the VMM's namespace: the VM needs no room for them.
+    #[serde(default)]
+    pub no_links: bool,
 }
 
 /// `type_url` of the `resources` in an UpdateTaskRequest whose value is a [`Leave`] as JSON.

@@ -7,16 +7,16 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::rpc::agent::{
-    self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, Empty,
-    HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs, SharedRootfs, SignalRequest,
-    UpdateRequest, rootfs::Source,
+    self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, DiskRootfs,
+    Empty, HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs, SharedRootfs, SignalRequest,
+    SlotRequest, UpdateRequest, rootfs::Source,
 };
 use nacre_protocol::rpc::agent_ttrpc::AgentClient;
 use ttrpc::context::Context;
 
 pub use nacre_protocol::rpc::agent::{Layer, StatsReply, Stdio};
 
-use crate::plan::BundleFile;
+use crate::plan::{BlockDevice, BundleFile};
 use crate::text::{MAX_MESSAGE_CHARS, harmless};
 
 /// Bytes of entropy that a guest gets.
@@ -112,11 +112,31 @@ pub enum GuestRootfs {
         /// Bytes that the writable layer may hold.
         upper_limit_bytes: u64,
     },
+    /// An ext4 file system on a disk.
+    Disk {
+        /// Serial of the disk.
+        disk_id: String,
+        /// Whether it is mounted so.
+        read_only: bool,
+    },
     /// An entry of the share.
     Shared {
         /// Its name.
         name: String,
     },
+}
+
+/// A container to make, as the guest sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewContainer {
+    /// OCI config.json.
+    pub spec_json: Vec<u8>,
+    /// Where its root comes from.
+    pub rootfs: GuestRootfs,
+    /// Small files.
+    pub files: Vec<BundleFile>,
+    /// Disks that it uses as they are.
+    pub devices: Vec<BlockDevice>,
 }
 
 /// A process of a container: its init, or an exec.
@@ -189,6 +209,26 @@ impl Agent {
         Ok(())
     }
 
+    /// Makes the guest's driver take the device that the VMM has put into a slot.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn bind_slot(&self, slot: u32) -> Result<(), AgentError> {
+        let request = SlotRequest { slot, ..Default::default() };
+        within(self.timeout, "BindSlot", self.client.bind_slot(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    /// Makes the guest's driver let go of the device in a slot.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn unbind_slot(&self, slot: u32) -> Result<(), AgentError> {
+        let request = SlotRequest { slot, ..Default::default() };
+        within(self.timeout, "UnbindSlot", self.client.unbind_slot(Context::default(), &request)).await?;
+        Ok(())
+    }
+
     /// Makes the container, up to its init's exec.
     ///
     /// # Errors
@@ -196,14 +236,17 @@ impl Agent {
     pub async fn create_container(
         &self,
         container: &str,
-        spec_json: Vec<u8>,
-        rootfs: GuestRootfs,
-        files: Vec<BundleFile>,
+        wanted: NewContainer,
         stdio: Stdio,
     ) -> Result<Created, AgentError> {
+        let NewContainer { spec_json, rootfs, files, devices } = wanted;
         let source = match rootfs {
             GuestRootfs::Layered { disk_id, layers, upper_limit_bytes } => {
                 Source::Layered(LayeredRootfs { disk_id, layers, upper_limit_bytes, ..Default::default() })
+            }
+            GuestRootfs::Disk { disk_id, read_only } => {
+                let fs_type = "ext4".to_owned();
+                Source::Disk(DiskRootfs { disk_id, fs_type, read_only, ..Default::default() })
             }
             GuestRootfs::Shared { name } => Source::Shared(SharedRootfs { name, ..Default::default() }),
         };
@@ -213,6 +256,7 @@ impl Agent {
             rootfs: Some(Rootfs { source: Some(source), ..Default::default() }).into(),
             stdio: Some(stdio).into(),
             files: files.into_iter().map(guest_file).collect(),
+            devices: devices.into_iter().map(guest_device).collect(),
             ..Default::default()
         };
         let call = self.client.create_container(Context::default(), &request);
@@ -380,6 +424,11 @@ pub enum Reach {
     Process,
     /// Every process of its container.
     Everything,
+}
+
+fn guest_device(device: BlockDevice) -> agent::BlockDevice {
+    let BlockDevice { disk_id, path, mode, uid, gid, read_only, .. } = device;
+    agent::BlockDevice { disk_id, path, mode, uid, gid, read_only, ..Default::default() }
 }
 
 fn guest_file(file: BundleFile) -> agent::BundleFile {

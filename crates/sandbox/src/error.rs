@@ -29,12 +29,6 @@ pub enum SandboxError {
         /// The id of its pod's sandbox.
         sandbox: String,
     },
-    /// A root of EROFS layers for a container that joins.
-    #[error(
-        "a root file system of EROFS layers is possible for the first container of a sandbox alone; use the overlayfs \
-         snapshotter for pods"
-    )]
-    LayersInPod,
     /// More shares over the life of a sandbox than its file server can number.
     #[error(
         "this pod has been given 250 host directories and files over its life, more are not possible: recreate the pod"
@@ -112,6 +106,9 @@ pub enum SandboxError {
     /// The file server.
     #[error(transparent)]
     FileServer(#[from] crate::file_server::FileServerError),
+    /// A hook of the configuration.
+    #[error(transparent)]
+    Hook(#[from] crate::hooks::HookError),
     /// Standard streams.
     #[error(transparent)]
     Stdio(#[from] crate::stdio::StdioError),

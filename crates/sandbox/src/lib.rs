@@ -6,6 +6,7 @@ pub mod channel;
 pub mod config;
 pub mod error;
 pub mod file_server;
+pub mod hooks;
 pub mod jail;
 pub mod machine;
 pub mod mount_points;

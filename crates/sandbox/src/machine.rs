@@ -7,6 +7,7 @@
 //! Each step is a guard. While [`boot`] runs they are local variables, which Rust drops in reverse order when a
 //! later step fails; then they are the fields of [`Machine`], declared in that reverse order.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -26,15 +27,22 @@ use crate::config::Config;
 use crate::error::SandboxError;
 use crate::file_server::FileServer;
 use crate::jail::JailId;
-use crate::network::Network;
-use crate::plan::{Plan, RootfsPlan};
+use crate::network::{Events, Network, Tap};
+use crate::plan::pod::Role;
+use crate::plan::{NetworkPlan, Plan, RootfsPlan};
 use crate::record::{ProcessRef, Record, SandboxDir};
 use crate::stdio::Dialer;
-use crate::storage::{HostMounts, LayerDisk, StorageError, open_layers, open_shares};
-use crate::vm::{Parts, Place, Vm, VmError, VmExit};
+use crate::storage::{HostMounts, OpenDisks, StorageError, open_disks, open_shares};
+use crate::vm::{Disk, Parts, Place, Vm, VmError, VmExit};
 
 /// Most shares that a file server can have had: fuse-backend-rs numbers the mounts of its life with a byte.
 const MAX_SERVED: usize = 250;
+
+/// Slots for links that come later, where they may.
+const SPARE_SLOTS: u8 = 8;
+
+/// Slots of a pod's VM for the disks of its containers and for links.
+const POD_SLOTS: u8 = 16;
 
 /// For a VM whose agent has gone to end by itself.
 const END_TIMEOUT: Duration = Duration::from_secs(2);
@@ -62,6 +70,8 @@ pub struct Machine {
     agent: Agent,
     file_server: Option<FileServer>,
     network: Option<Network>,
+    /// Slots of the links that came after the boot, by their index in the namespace.
+    link_slots: BTreeMap<u32, u32>,
     mounts: HostMounts,
     jail: Option<JailId>,
     cgroup: Option<Cgroup>,
@@ -69,13 +79,13 @@ pub struct Machine {
     record: Record,
     assets: Assets,
     timeout: Duration,
-    /// For an orderly end of a guest that has writable shares.
+    /// For an orderly end of a guest that may hold what is to be written.
     kill: Duration,
-    has_writable_shares: bool,
+    has_unwritten: bool,
     /// Shares that were ever served.
     served: usize,
-    /// Where the layers lie on the disk; none: the root is shared.
-    layers: Option<Vec<(u64, u64)>>,
+    /// Where the layers of the first container lie on their disk, where it has any.
+    layers: Vec<(u64, u64)>,
     /// How long the boot took.
     pub times: BootTimes,
 }
@@ -85,6 +95,17 @@ pub struct Machine {
 pub struct Addition {
     shares: Vec<String>,
     mounts: HostMounts,
+    /// Slots of its disks.
+    slots: Vec<u32>,
+    /// Where the layers of its root lie on the first of them.
+    layers: Vec<(u64, u64)>,
+}
+
+impl Addition {
+    /// Where the layers of its root lie, where it has any.
+    pub fn layers(&self) -> &[(u64, u64)] {
+        &self.layers
+    }
 }
 
 /// Moments and durations of a boot.
@@ -111,10 +132,8 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     let assets = Assets::new(&settings.config.assets);
     let vmm = assets.vmm()?;
     let (kernel, initramfs, kvm) = (assets.open_kernel()?, assets.open_initramfs()?, open_kvm()?);
-    let layer_disk = match &plan.rootfs {
-        RootfsPlan::Layers { blobs, .. } => Some(open_layers(blobs)?),
-        RootfsPlan::Directory { .. } | RootfsPlan::None => None,
-    };
+    let OpenDisks { disks, layers } = open_disks(plan)?;
+    let has_unwritten = may_hold_unwritten(plan);
 
     let dir = SandboxDir::create(&settings.run_dir, &settings.namespace, &settings.id)?;
     let mut record = first_record(settings);
@@ -152,16 +171,13 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
         }
         None => None,
     };
-    let mut network = match &plan.network {
-        Some(path) => Some(Network::join(path).await?),
-        None => None,
+    let mut network = plan.network.path().map(Network::open).transpose()?;
+    let taps = match &mut network {
+        Some(network) => network.update().await?.added,
+        None => Vec::new(),
     };
     let socket = |what| move |source: io::Error| SandboxError::Socket { what, source };
     let (agent_socket, agent_of_vmm) = UnixStream::pair().map_err(socket("the agent's connection"))?;
-    let (layers, disks) = match layer_disk {
-        Some(LayerDisk { disk, layers }) => (Some(layers), vec![disk]),
-        None => (None, Vec::new()),
-    };
     let parts = Parts {
         vcpus: plan.vcpus,
         memory_mib: plan.memory_mib,
@@ -172,29 +188,37 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
         vsock: crate::socket::listen(&dir.vsock()).map_err(socket("the vsock socket"))?,
         agent: agent_of_vmm,
         disks,
-        taps: network.as_mut().map(Network::take_taps).unwrap_or_default(),
+        taps,
         fs,
+        hotplug_slots: hotplug_slots(plan),
         jail: jail.as_ref().map(JailId::config),
     };
     let start = vm.start(parts, serial, timeout).await?;
     let running = Instant::now();
+    if plan.network == NetworkPlan::Own && jail.is_some() {
+        // A jailed VMM has left the host's namespace for one of its own by now.
+        network = Some(Network::open(&PathBuf::from(format!("/proc/{}/ns/net", vm.pid())))?);
+    }
     let agent = Agent::new(agent_socket, settings.config.timeouts.agent())?;
     let tag = if file_server.is_some() { SHARES_TAG } else { "" };
     let greeting = hello(&vm, &agent, &plan.hostname, tag, timeout).await?;
-    if let Some(network) = &network
-        && let Err(error) = agent.configure_network(network.request()).await
-    {
-        return Err(explain(&vm, error).await);
+    if let Some(network) = &mut network {
+        if let Some(request) = network.untold()
+            && let Err(error) = agent.configure_network(request).await
+        {
+            return Err(explain(&vm, error).await);
+        }
+        network.told();
     }
     let times = BootTimes { vmm_spawned, running, ready: Instant::now(), start, greeting };
     debug!(sandbox = %settings.id, ?times, "agent ready");
     info!(sandbox = %settings.id, vmm_pid = vm.pid(), kernel = times.greeting.kernel_release, "VM started");
-    let has_writable_shares = plan.shares.iter().any(|share| !share.read_only);
     Ok(Machine {
         vm,
         agent,
         file_server,
         network,
+        link_slots: BTreeMap::new(),
         mounts,
         jail,
         cgroup,
@@ -203,11 +227,27 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
         assets,
         timeout,
         kill: settings.config.timeouts.kill(),
-        has_writable_shares,
+        has_unwritten,
         served: plan.shares.len(),
         layers,
         times,
     })
+}
+
+/// A VM that may get more devices than it boots with has room for them; each slot costs the boot a look at it.
+fn hotplug_slots(plan: &Plan) -> u8 {
+    match (&plan.role, &plan.network) {
+        (Role::Sandbox, _) => POD_SLOTS,
+        (_, NetworkPlan::None) => 0,
+        _ => SPARE_SLOTS,
+    }
+}
+
+/// Whether the guest may hold bytes that the host has not got yet.
+fn may_hold_unwritten(plan: &Plan) -> bool {
+    plan.shares.iter().any(|share| !share.read_only)
+        || plan.devices.iter().any(|device| !device.read_only)
+        || matches!(plan.rootfs, RootfsPlan::Disk { read_only: false, .. })
 }
 
 fn open_kvm() -> Result<File, SandboxError> {
@@ -304,13 +344,58 @@ impl Machine {
     }
 
     /// Where the layers lie on the root disk.
-    pub fn layers(&self) -> Option<&[(u64, u64)]> {
-        self.layers.as_deref()
+    pub fn layers(&self) -> &[(u64, u64)] {
+        &self.layers
     }
 
     /// The host's cgroup.
     pub fn cgroup(&self) -> Option<&Cgroup> {
         self.cgroup.as_ref()
+    }
+
+    /// Tells of changes in the network namespace; for the first who asks.
+    pub fn take_network_events(&mut self) -> Option<Events> {
+        self.network.as_mut().and_then(Network::take_events)
+    }
+
+    /// Gives the guest the links that the namespace has by now, and takes away those that it has not any more.
+    ///
+    /// # Errors
+    /// See [`SandboxError`]. What was done until then stays.
+    pub async fn update_network(&mut self) -> Result<(), SandboxError> {
+        let Some(network) = &mut self.network else { return Ok(()) };
+        let changes = network.update().await?;
+        for link in changes.removed {
+            // One that was there at boot keeps its slot: only its tap leads nowhere any more.
+            if let Some(slot) = self.link_slots.remove(&link) {
+                self.unplug(slot).await?;
+            }
+        }
+        for tap in changes.added {
+            let slot = self.plug_net(&tap).await?;
+            self.link_slots.insert(tap.link, slot);
+        }
+        if let Some(request) = self.network.as_ref().and_then(Network::untold) {
+            let configured = self.agent.configure_network(request).await;
+            self.explained(configured).await?;
+        }
+        if let Some(network) = &mut self.network {
+            network.told();
+        }
+        Ok(())
+    }
+
+    async fn plug_net(&self, tap: &Tap) -> Result<u32, SandboxError> {
+        let slot = self.vm.plug_net(tap, self.timeout).await?;
+        let bound = self.agent.bind_slot(slot).await;
+        self.explained(bound).await?;
+        Ok(slot)
+    }
+
+    async fn unplug(&self, slot: u32) -> Result<(), SandboxError> {
+        let unbound = self.agent.unbind_slot(slot).await;
+        self.explained(unbound).await?;
+        Ok(self.vm.unplug(slot, self.timeout).await?)
     }
 
     /// Result of a request to the agent, with the VM's end as the error where that was the cause.
@@ -329,9 +414,7 @@ impl Machine {
     /// # Errors
     /// See [`SandboxError`]. Nothing is left of it.
     pub async fn add(&mut self, plan: &Plan) -> Result<Addition, SandboxError> {
-        if let RootfsPlan::Layers { .. } = plan.rootfs {
-            return Err(SandboxError::LayersInPod);
-        }
+        let OpenDisks { disks, layers } = open_disks(plan)?;
         self.served += plan.shares.len();
         if self.served > MAX_SERVED {
             return Err(SandboxError::TooManyShares);
@@ -339,11 +422,21 @@ impl Machine {
         let known = self.record.mounts.len();
         self.record.mounts.extend(HostMounts::points_of(plan));
         self.dir.write(&self.record)?;
-        match self.share(plan).await {
-            Ok(mounts) => {
-                self.has_writable_shares |= plan.shares.iter().any(|share| !share.read_only);
+        let added = match self.share(plan).await {
+            Ok(mounts) => match self.plug_disks(&disks).await {
+                Ok(slots) => Ok((mounts, slots)),
+                Err(error) => {
+                    self.withdraw(plan).await;
+                    Err(error)
+                }
+            },
+            Err(error) => Err(error),
+        };
+        match added {
+            Ok((mounts, slots)) => {
+                self.has_unwritten |= may_hold_unwritten(plan);
                 let shares = plan.shares.iter().map(|share| share.name.clone()).collect();
-                Ok(Addition { shares, mounts })
+                Ok(Addition { shares, mounts, slots, layers })
             }
             Err(error) => {
                 self.record.mounts.truncate(known);
@@ -353,7 +446,44 @@ impl Machine {
         }
     }
 
+    /// All of them or none.
+    async fn plug_disks(&self, disks: &[Disk]) -> Result<Vec<u32>, SandboxError> {
+        let mut slots = Vec::with_capacity(disks.len());
+        for disk in disks {
+            match self.plug_disk(disk).await {
+                Ok(slot) => slots.push(slot),
+                Err(error) => {
+                    for slot in slots {
+                        // The VM may be gone, and the slots with it.
+                        let _ = self.unplug(slot).await;
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(slots)
+    }
+
+    async fn plug_disk(&self, disk: &Disk) -> Result<u32, SandboxError> {
+        let slot = self.vm.plug_disk(disk, self.timeout).await?;
+        let bound = self.agent.bind_slot(slot).await;
+        self.explained(bound).await?;
+        Ok(slot)
+    }
+
+    /// Takes shares back, of which some may never have been served.
+    async fn withdraw(&self, plan: &Plan) {
+        let (Some(server), Ok(program)) = (&self.file_server, self.assets.fs()) else { return };
+        let names: Vec<String> = plan.shares.iter().map(|share| share.name.clone()).collect();
+        if !names.is_empty() {
+            let _ = server.change(&program, (&[], &[]), &names, self.timeout).await;
+        }
+    }
+
     async fn share(&self, plan: &Plan) -> Result<HostMounts, SandboxError> {
+        if plan.shares.is_empty() {
+            return Ok(HostMounts::default());
+        }
         let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
         let program = self.assets.fs()?;
         // Beside the requests of the other containers: a volume whose server hangs keeps whoever looks at it.
@@ -367,9 +497,7 @@ impl Machine {
         let (files, mounts) = prepared.map_err(|_| SandboxError::Closed)??;
         let changed = server.change(&program, (&plan.shares, &files), &[], self.timeout).await;
         if let Err(error) = changed {
-            // Some of them may be served by now.
-            let names: Vec<String> = plan.shares.iter().map(|share| share.name.clone()).collect();
-            let _ = server.change(&program, (&[], &[]), &names, self.timeout).await;
+            self.withdraw(plan).await;
             return Err(error.into());
         }
         Ok(mounts)
@@ -380,12 +508,17 @@ impl Machine {
     /// # Errors
     /// See [`SandboxError`]. The mounts on the host are gone all the same.
     pub async fn remove(&mut self, addition: Addition) -> Result<(), SandboxError> {
-        let Addition { shares, mounts } = addition;
+        let Addition { shares, mounts, slots, .. } = addition;
+        for slot in slots {
+            self.unplug(slot).await?;
+        }
         let points = mounts.into_points();
         self.record.mounts.retain(|point| !points.contains(point));
-        let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
-        let program = self.assets.fs()?;
-        server.change(&program, (&[], &[]), &shares, self.timeout).await?;
+        if !shares.is_empty() {
+            let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
+            let program = self.assets.fs()?;
+            server.change(&program, (&[], &[]), &shares, self.timeout).await?;
+        }
         Ok(self.dir.write(&self.record)?)
     }
 
@@ -396,7 +529,7 @@ impl Machine {
                 self.vm.ended().await;
             }
         };
-        if self.has_writable_shares && tokio::time::timeout(self.kill, shutdown).await.is_err() {
+        if self.has_unwritten && tokio::time::timeout(self.kill, shutdown).await.is_err() {
             debug!("the guest did not shut down in time");
         }
         self.vm.kill();

@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -14,11 +14,8 @@ use rustix::mount::{
 
 use crate::mount_points;
 use crate::plan::rootfs::{Mount, RootfsPlan, lay_out};
-use crate::plan::{Plan, Share};
+use crate::plan::{BlockDevice, Plan, Share};
 use crate::vm::Disk;
-
-/// Serial of the disk with the layers of the root file system.
-pub const ROOTFS_DISK: &str = "rootfs";
 
 /// Magic number of an EROFS superblock, and where it stands.
 const EROFS_MAGIC: [u8; 4] = 0xE0F5_E1E2_u32.to_le_bytes();
@@ -63,6 +60,14 @@ pub enum StorageError {
     #[error("cannot open layer {path}")]
     OpenLayer {
         /// The blob.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A disk cannot be opened.
+    #[error("cannot open {path} as a disk")]
+    OpenDisk {
+        /// The device or file.
         path: PathBuf,
         /// Why.
         source: io::Error,
@@ -126,14 +131,74 @@ pub struct LayerDisk {
 ///
 /// # Errors
 /// See [`StorageError`].
-pub fn open_layers(blobs: &[PathBuf]) -> Result<LayerDisk, StorageError> {
+pub fn open_layers(disk_id: &str, blobs: &[PathBuf]) -> Result<LayerDisk, StorageError> {
     let mut extents = Vec::with_capacity(blobs.len());
     for path in blobs {
         extents.push(open_layer(path)?);
     }
     let lengths: Vec<u64> = extents.iter().map(|(_, length)| *length).collect();
     let layers = lay_out(&lengths).ok_or(StorageError::TooLong)?;
-    Ok(LayerDisk { disk: Disk { id: ROOTFS_DISK.to_owned(), extents, read_only: true }, layers })
+    Ok(LayerDisk { disk: Disk { id: disk_id.to_owned(), extents, read_only: true }, layers })
+}
+
+/// The disks of a container, open.
+#[derive(Debug, Default)]
+pub struct OpenDisks {
+    /// For the VMM.
+    pub disks: Vec<Disk>,
+    /// Where the layers of its root lie on the first of them, where it has layers.
+    pub layers: Vec<(u64, u64)>,
+}
+
+/// Opens the disks that a plan names: that of the root file system first, then its block devices.
+///
+/// # Errors
+/// See [`StorageError`].
+pub fn open_disks(plan: &Plan) -> Result<OpenDisks, StorageError> {
+    let mut open = OpenDisks::default();
+    match &plan.rootfs {
+        RootfsPlan::Layers { blobs, disk_id, .. } => {
+            let LayerDisk { disk, layers } = open_layers(disk_id, blobs)?;
+            open = OpenDisks { disks: vec![disk], layers };
+        }
+        RootfsPlan::Disk { source, disk_id, read_only } => {
+            let extents = vec![open_whole(source, *read_only)?];
+            open.disks.push(Disk { id: disk_id.clone(), extents, read_only: *read_only });
+        }
+        RootfsPlan::Directory { .. } | RootfsPlan::None => {}
+    }
+    for device in &plan.devices {
+        let extents = vec![open_whole(&node_of(device)?, device.read_only)?];
+        open.disks.push(Disk { id: device.disk_id.clone(), extents, read_only: device.read_only });
+    }
+    Ok(open)
+}
+
+/// A whole device or file, and its length; what is beyond the last sector is not the guest's.
+fn open_whole(path: &Path, read_only: bool) -> Result<(File, u64), StorageError> {
+    let failed = |source| StorageError::OpenDisk { path: path.to_owned(), source };
+    let mut file = File::options().read(true).write(!read_only).open(path).map_err(failed)?;
+    let kind = file.metadata().map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(failed(io::Error::other("it is neither a file nor a block device")));
+    }
+    let length = file.seek(SeekFrom::End(0)).map_err(failed)?;
+    Ok((file, length - length % SECTOR))
+}
+
+/// The node of a block device in the host's `/dev`, by the name that the kernel has for its number.
+fn node_of(device: &BlockDevice) -> Result<PathBuf, StorageError> {
+    let BlockDevice { path, major, minor, .. } = device;
+    let failed = |source| StorageError::OpenDisk { path: PathBuf::from(path), source };
+    let uevent = std::fs::read_to_string(format!("/sys/dev/block/{major}:{minor}/uevent")).map_err(failed)?;
+    let name = uevent.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    let node = name.map(|name| Path::new("/dev").join(name));
+    let node = node.ok_or_else(|| failed(io::Error::other("the kernel has no name for it")))?;
+    let found = std::fs::metadata(&node).map_err(failed)?.rdev();
+    if (rustix::fs::major(found), rustix::fs::minor(found)) != (*major, *minor) {
+        return Err(failed(io::Error::other(format!("{} is another device", node.display()))));
+    }
+    Ok(node)
 }
 
 fn open_layer(path: &Path) -> Result<(File, u64), StorageError> {
@@ -210,7 +275,7 @@ impl HostMounts {
     pub fn points_of(plan: &Plan) -> Vec<PathBuf> {
         match &plan.rootfs {
             RootfsPlan::Directory { path, mounts, .. } => mounts.iter().map(|_| path.clone()).collect(),
-            RootfsPlan::Layers { .. } | RootfsPlan::None => Vec::new(),
+            RootfsPlan::Layers { .. } | RootfsPlan::Disk { .. } | RootfsPlan::None => Vec::new(),
         }
     }
 
@@ -303,7 +368,7 @@ mod tests {
     #[test]
     fn blobs_lie_end_to_end_on_one_read_only_disk() {
         let dir = tempfile::tempdir().unwrap();
-        let disk = open_layers(&[blob(dir.path(), "a", 1), blob(dir.path(), "b", 3)]).unwrap();
+        let disk = open_layers("rootfs", &[blob(dir.path(), "a", 1), blob(dir.path(), "b", 3)]).unwrap();
         assert_eq!(disk.layers, [(0, 4096), (4096, 12288)]);
         assert!(disk.disk.read_only);
         assert_eq!(disk.disk.extents.len(), 2);
@@ -314,12 +379,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         for (name, bytes) in [("short", vec![0; 100]), ("other", vec![0; 4096])] {
             std::fs::write(dir.path().join(name), bytes).unwrap();
-            let error = open_layers(&[dir.path().join(name)]).unwrap_err().to_string();
+            let error = open_layers("rootfs", &[dir.path().join(name)]).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains("not an EROFS image"), "{error}");
         }
         let odd = blob(dir.path(), "odd", 1);
         File::options().write(true).open(&odd).unwrap().set_len(4097).unwrap();
-        assert!(matches!(open_layers(&[odd]), Err(StorageError::NotErofs { .. })));
+        assert!(matches!(open_layers("rootfs", &[odd]), Err(StorageError::NotErofs { .. })));
     }
 
     #[test]

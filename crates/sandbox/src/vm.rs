@@ -24,7 +24,8 @@ use nacre_protocol::control::{
 };
 use nacre_protocol::ports::{CONTROL_PORT, SHARES_TAG};
 use nacre_protocol::vm::{
-    DiskConfig, Extent, FsConfig, HostPort, JailConfig, KernelLog, NetConfig, VmConfig, VsockConfig,
+    DiskConfig, Extent, FsConfig, HostPort, JailConfig, KernelLog, MAX_SLOTS, NetConfig, VmConfig,
+    VsockConfig,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -145,6 +146,8 @@ pub struct Parts {
     pub taps: Vec<Tap>,
     /// The VMM's end of the vhost-user connection to the file server.
     pub fs: Option<OwnedFd>,
+    /// Slots that are left free for devices that come later.
+    pub hotplug_slots: u8,
     /// User and group that the VMM becomes.
     pub jail: Option<JailConfig>,
 }
@@ -263,6 +266,47 @@ impl Vm {
         }
     }
 
+    /// Gives a free slot a disk; the slot's number, which the agent is to bind.
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub async fn plug_disk(&self, disk: &Disk, timeout: Duration) -> Result<u32, VmError> {
+        let mut fds = FdTable::default();
+        let request = Request::PlugDisk(disk_config(disk, &mut fds));
+        self.plugged("plug a disk", request, &fds, timeout).await
+    }
+
+    /// Gives a free slot a network link; the slot's number, which the agent is to bind.
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub async fn plug_net(&self, tap: &Tap, timeout: Duration) -> Result<u32, VmError> {
+        let mut fds = FdTable::default();
+        let request = Request::PlugNet(net_config(tap, &mut fds));
+        self.plugged("plug a network link", request, &fds, timeout).await
+    }
+
+    /// Takes a device away that the agent has unbound.
+    ///
+    /// # Errors
+    /// See [`VmError`].
+    pub async fn unplug(&self, slot: u32, timeout: Duration) -> Result<(), VmError> {
+        self.done("unplug a device", Request::Unplug { slot }, timeout).await
+    }
+
+    async fn plugged(
+        &self,
+        action: &'static str,
+        request: Request,
+        fds: &FdTable<'_>,
+        timeout: Duration,
+    ) -> Result<u32, VmError> {
+        match self.request(action, request, fds.as_slice(), timeout).await? {
+            Reply::Plugged { slot } if usize::try_from(slot).is_ok_and(|slot| slot < MAX_SLOTS) => Ok(slot),
+            _ => Err(VmError::Nonsense { action }),
+        }
+    }
+
     /// Ends the process now.
     pub fn kill(&self) {
         self.child.kill();
@@ -366,18 +410,8 @@ async fn wait_for_exit(mut exit: watch::Receiver<Option<Arc<VmExit>>>) -> Arc<Vm
 }
 
 fn configure<'a>(parts: &'a Parts, serial: &'a Serial, fds: &mut FdTable<'a>) -> VmConfig {
-    let disks = parts.disks.iter().map(|disk| DiskConfig {
-        id: disk.id.clone(),
-        extents: disk
-            .extents
-            .iter()
-            .map(|(file, length_bytes)| Extent { file: fds.add(file), length_bytes: *length_bytes })
-            .collect(),
-        read_only: disk.read_only,
-    });
-    let disks = disks.collect();
-    let net = |tap: &'a Tap| NetConfig { tap: fds.add(&tap.file), mac: tap.mac, mtu: tap.mtu };
-    let nets = parts.taps.iter().map(net).collect();
+    let disks = parts.disks.iter().map(|disk| disk_config(disk, fds)).collect();
+    let nets = parts.taps.iter().map(|tap| net_config(tap, fds)).collect();
     VmConfig {
         vcpus: parts.vcpus,
         memory_mib: parts.memory_mib,
@@ -396,9 +430,20 @@ fn configure<'a>(parts: &'a Parts, serial: &'a Serial, fds: &mut FdTable<'a>) ->
         balloon: true,
         rng: true,
         console: None,
-        hotplug_slots: 0,
+        hotplug_slots: parts.hotplug_slots,
         jail: parts.jail.clone(),
     }
+}
+
+fn disk_config<'a>(disk: &'a Disk, fds: &mut FdTable<'a>) -> DiskConfig {
+    let extent =
+        |(file, length_bytes): &'a (File, u64)| Extent { file: fds.add(file), length_bytes: *length_bytes };
+    let extents = disk.extents.iter().map(extent).collect();
+    DiskConfig { id: disk.id.clone(), extents, read_only: disk.read_only }
+}
+
+fn net_config<'a>(tap: &'a Tap, fds: &mut FdTable<'a>) -> NetConfig {
+    NetConfig { tap: fds.add(&tap.file), mac: tap.mac, mtu: tap.mtu }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

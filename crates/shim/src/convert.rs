@@ -99,6 +99,7 @@ pub(crate) fn create_request(request: CreateTaskRequest) -> Result<CreateRequest
             stderr: request.stderr,
         },
         on_exit: options.on_exit,
+        late_links: !options.no_links,
     })
 }
 

@@ -39,7 +39,7 @@ fn code(error: &SandboxError) -> Code {
         SandboxError::Record(RecordError::Exists { .. }) => Code::ALREADY_EXISTS,
         SandboxError::Id(_) | SandboxError::Plan(_) | SandboxError::Resources(_) => Code::INVALID_ARGUMENT,
         SandboxError::ReadSpec { .. } | SandboxError::Stdio(_) => Code::INVALID_ARGUMENT,
-        SandboxError::OtherPod { .. } | SandboxError::LayersInPod => Code::INVALID_ARGUMENT,
+        SandboxError::OtherPod { .. } => Code::INVALID_ARGUMENT,
         SandboxError::State(_)
         | SandboxError::NotRunning(_)
         | SandboxError::NoFileServer
@@ -64,6 +64,7 @@ fn code(error: &SandboxError) -> Code {
         | SandboxError::Cgroup(_)
         | SandboxError::Storage(_)
         | SandboxError::Network(_)
+        | SandboxError::Hook(_)
         | SandboxError::FileServer(_)
         | SandboxError::Socket { .. }
         | SandboxError::Vm(_)

@@ -36,8 +36,8 @@ pub fn warm_up(guest: &Guest) -> Result<(), CreateError> {
 /// [`CreateError`]; nothing is left then.
 pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, CreateError> {
     let begun = Instant::now();
-    let CreateInput { id, spec_json, rootfs: source, files, stdio } = input;
-    let Plan { mut container, process, resources, filter, personality } = Plan::parse(&spec_json)?;
+    let CreateInput { id, spec_json, rootfs: source, files, devices, stdio } = input;
+    let Plan { mut container, process, mut resources, filter, personality } = Plan::parse(&spec_json)?;
 
     let mut fds = FdList::default();
     let stdio = stdio_orders(stdio, &mut fds);
@@ -52,7 +52,12 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
         }
     };
     let rootfs_us = micros(rootfs_begun);
-    let undo = Undo::new(cgroup, prepared.teardown);
+    let mut undo = Undo::new(cgroup, prepared.teardown);
+    for device in &devices {
+        let number = undo.rootfs().add_disk(&device.disk_id)?;
+        container.devices.push(DevicePlan::of_disk(device, number)?);
+        resources.allow_disk(number, device.read_only);
+    }
     let cgroup_dir = duplicate(undo.cgroup().dir())?;
 
     let files = Files::create(guest, &id, &files, &container.namespaces)?;

@@ -119,6 +119,12 @@ impl Undo {
         &self.parts.as_ref().expect("parts are taken only by disarm, which takes self").cgroup
     }
 
+    pub(super) fn rootfs(&mut self) -> &mut Teardown {
+        let parts = self.parts.as_mut().expect("parts are taken only by disarm, which takes self");
+        let rootfs = parts.rootfs.get_mut().unwrap_or_else(PoisonError::into_inner);
+        rootfs.as_mut().expect("a teardown is taken only by remove, which drops the parts")
+    }
+
     /// Nothing is to be undone any more.
     pub(super) fn disarm(mut self) -> Parts {
         self.parts.take().expect("parts are taken only by disarm, which takes self")

@@ -102,8 +102,27 @@ pub struct CreateInput {
     pub rootfs: RootfsSource,
     /// Sources of bind mounts that came with the request; no two have the same name.
     pub files: Vec<BundleFile>,
+    /// Disks that it uses as they are.
+    pub devices: Vec<BlockDevice>,
     /// Standard streams of its init.
     pub stdio: ChildStdio,
+}
+
+/// A disk as a device node of a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockDevice {
+    /// virtio-blk serial.
+    pub disk_id: String,
+    /// Where the node goes.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Owner of the node.
+    pub uid: u32,
+    /// Group of the node.
+    pub gid: u32,
+    /// No writing, whatever the node says.
+    pub read_only: bool,
 }
 
 /// A further process in a container.
@@ -149,6 +168,13 @@ pub enum RootfsSource {
         layers: Vec<LayerExtent>,
         /// Size limit of the tmpfs; 0: the kernel's default (half of the memory).
         upper_limit_bytes: u64,
+    },
+    /// An ext4 file system, alone on its disk.
+    Disk {
+        /// virtio-blk serial.
+        disk_id: String,
+        /// Mounted so; the device refuses writes too.
+        read_only: bool,
     },
     /// `<shares_dir>/<name>`; `name` is one path component.
     Shared {

@@ -14,8 +14,8 @@ use super::oom::watch_oom;
 use super::process::{Process, Role};
 use crate::agent::Agent;
 use crate::container::{
-    self, BundleFile, CgroupError, Container, CreateError, CreateInput, CreatedContainer, CreatedProcess,
-    ExecInput, RootfsSource,
+    self, BlockDevice, BundleFile, CgroupError, Container, CreateError, CreateInput, CreatedContainer,
+    CreatedProcess, ExecInput, RootfsSource,
 };
 use crate::stream::{ClaimError, Claimed, Plan, StdioError, Unclaimed};
 
@@ -48,6 +48,19 @@ pub enum MakeError {
     CutShort,
 }
 
+/// A container as the host describes it.
+#[derive(Debug)]
+pub struct Wanted {
+    /// OCI config.json.
+    pub spec_json: Vec<u8>,
+    /// Where `/` comes from.
+    pub rootfs: RootfsSource,
+    /// Sources of bind mounts.
+    pub files: Vec<BundleFile>,
+    /// Disks that it uses as they are.
+    pub devices: Vec<BlockDevice>,
+}
+
 /// What the host is told of a new container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Made {
@@ -66,14 +79,13 @@ pub struct Made {
 pub async fn create_container(
     agent: &Agent,
     id: ContainerId,
-    spec_json: Vec<u8>,
-    rootfs: RootfsSource,
-    files: Vec<BundleFile>,
+    wanted: Wanted,
     stdio: &Stdio,
 ) -> Result<Made, MakeError> {
     let reservation = agent.table.reserve(&id)?;
     let (plan, child_stdio) = Plan::new(stdio)?;
-    let input = CreateInput { id: id.clone(), spec_json, rootfs, files, stdio: child_stdio };
+    let Wanted { spec_json, rootfs, files, devices } = wanted;
+    let input = CreateInput { id: id.clone(), spec_json, rootfs, files, devices, stdio: child_stdio };
     let guest = agent.guest.clone();
     let make = move || container::create(&guest, input);
     let (created, claimed) = with_streams(plan, &agent.streams, make).await?;

@@ -21,7 +21,7 @@ mod reaper;
 mod registry;
 
 pub use children::{Child, Children, Exit, Spawned};
-pub use create::{Made, MakeError, create_container, create_exec};
+pub use create::{Made, MakeError, Wanted, create_container, create_exec};
 pub use delete::{DeleteError, delete_container, delete_exec};
 pub use error::ProcessError;
 pub use events::Events;

@@ -12,11 +12,17 @@ use tokio::task::spawn_blocking;
 
 use super::error::ServiceError;
 use crate::agent::Agent;
-use crate::container::{BundleFile, Cgroup, CgroupError, LayerExtent, RootfsSource};
-use crate::process::{self, Made};
+use crate::container::{BlockDevice, BundleFile, Cgroup, CgroupError, LayerExtent, RootfsSource};
+use crate::process::{self, Made, Wanted};
 
 /// Longest OCI document: far above any real one (C09), far below what would hurt.
 pub(super) const MAX_DOCUMENT: usize = 2 << 20;
+
+/// The one file system that a disk may have.
+const EXT4: &str = "ext4";
+
+/// Most disks that a container uses as they are.
+const MAX_BLOCK_DEVICES: usize = 16;
 
 /// Most layers: overlayfs's own limit of lower directories (OVL_MAX_STACK).
 const MAX_LAYERS: usize = 500;
@@ -30,9 +36,10 @@ pub(super) async fn create(
         return Err(ServiceError::Invalid("the OCI configuration is too long"));
     }
     let rootfs = rootfs(request.rootfs.take())?;
-    let files = files(request.files)?;
+    let (files, devices) = (files(request.files)?, devices(request.devices)?);
     let stdio = request.stdio.take().unwrap_or_default();
-    let made = process::create_container(&agent, id, request.spec_json, rootfs, files, &stdio).await?;
+    let wanted = Wanted { spec_json: request.spec_json, rootfs, files, devices };
+    let made = process::create_container(&agent, id, wanted, &stdio).await?;
     let Made { pid, rootfs_us, create_us } = made;
     Ok(CreateContainerReply { pid, rootfs_us, create_us, ..Default::default() })
 }
@@ -96,9 +103,29 @@ fn rootfs(rootfs: Option<agent::Rootfs>) -> Result<RootfsSource, ServiceError> {
                 upper_limit_bytes: layered.upper_limit_bytes,
             })
         }
+        Some(agent::rootfs::Source::Disk(disk)) if disk.fs_type == EXT4 => {
+            Ok(RootfsSource::Disk { disk_id: disk.disk_id, read_only: disk.read_only })
+        }
+        Some(agent::rootfs::Source::Disk(_)) => {
+            Err(ServiceError::Invalid("a root file system on a disk is ext4"))
+        }
         Some(agent::rootfs::Source::Shared(shared)) => Ok(RootfsSource::Shared { name: shared.name }),
         Some(_) | None => Err(ServiceError::Invalid("the container has no root file system")),
     }
+}
+
+fn devices(devices: Vec<agent::BlockDevice>) -> Result<Vec<BlockDevice>, ServiceError> {
+    if devices.len() > MAX_BLOCK_DEVICES {
+        return Err(ServiceError::Invalid("the container has more than 16 disks"));
+    }
+    let device = |device: agent::BlockDevice| {
+        if device.mode > 0o777 {
+            return Err(ServiceError::Invalid("a device has a mode above 0777"));
+        }
+        let agent::BlockDevice { disk_id, path, mode, uid, gid, read_only, .. } = device;
+        Ok(BlockDevice { disk_id, path, mode, uid, gid, read_only })
+    };
+    devices.into_iter().map(device).collect()
 }
 
 fn files(files: Vec<agent::BundleFile>) -> Result<Vec<BundleFile>, ServiceError> {
@@ -146,6 +173,23 @@ mod tests {
         for list in bad {
             assert!(matches!(files(list.clone()), Err(ServiceError::Invalid(_))), "{:?}", list[0].name);
         }
+    }
+
+    #[test]
+    fn too_many_disks_and_modes_that_are_none_are_refused() {
+        let disk = |mode| agent::BlockDevice { mode, ..Default::default() };
+        assert_eq!(devices(vec![disk(0o660); MAX_BLOCK_DEVICES]).unwrap().len(), MAX_BLOCK_DEVICES);
+        for bad in [vec![disk(0o660); MAX_BLOCK_DEVICES + 1], vec![disk(0o4660)]] {
+            assert!(matches!(devices(bad), Err(ServiceError::Invalid(_))));
+        }
+    }
+
+    #[test]
+    fn disk_with_another_file_system_than_ext4_is_refused() {
+        let mut request = agent::Rootfs::new();
+        let disk = agent::DiskRootfs { fs_type: "btrfs".into(), ..Default::default() };
+        request.source = Some(agent::rootfs::Source::Disk(disk));
+        assert!(matches!(rootfs(Some(request)), Err(ServiceError::Invalid(_))));
     }
 
     #[test]

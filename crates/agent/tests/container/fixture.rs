@@ -165,7 +165,7 @@ impl TestGuest {
     ) -> Result<Running, CreateError> {
         let (stdio, output) = pipes();
         let spec_json = serde_json::to_vec(spec).unwrap();
-        let input = CreateInput { id: fresh_id(), spec_json, rootfs, files, stdio };
+        let input = CreateInput { id: fresh_id(), spec_json, rootfs, files, devices: Vec::new(), stdio };
         let created = create(&self.guest, input)?;
         Ok(Running { created, output: Some(output) })
     }
@@ -180,6 +180,7 @@ impl TestGuest {
                 spec_json: serde_json::to_vec(spec).unwrap(),
                 rootfs,
                 files: Vec::new(),
+                devices: Vec::new(),
                 stdio,
             },
         )

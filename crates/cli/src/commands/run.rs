@@ -162,7 +162,10 @@ impl Container {
             stdin,
             stdout,
             stderr,
-            options: shim::any(OPTIONS_TYPE_URL, serde_json::to_vec(&TaskOptions { on_exit })?),
+            options: shim::any(
+                OPTIONS_TYPE_URL,
+                serde_json::to_vec(&TaskOptions { on_exit, no_links: true })?,
+            ),
             ..Default::default()
         })
     }

@@ -2,7 +2,8 @@
 //!
 //! CNI (or Docker) puts links into a network namespace before the sandbox is made. Each of them is joined to a tap there, by
 //! traffic control: what arrives at the link leaves through the tap, to the guest, and the other way round, so the
-//! host's own stack in that namespace takes no part. The guest's link gets the same address on every layer.
+//! host's own stack in that namespace takes no part. The guest's link gets the same address on every layer. What changes in the
+//! namespace later is followed: Docker moves its links there when the VM is up, and more of them while the container runs.
 //!
 //! ```text
 //! namespace.rs  enters the namespace, makes taps there
@@ -14,16 +15,20 @@ mod found;
 mod join;
 mod namespace;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
 
+use futures_util::{Stream, StreamExt};
 use nacre_protocol::rpc::agent::ConfigureNetworkRequest;
 use rtnetlink::Handle;
 use tokio::task::JoinHandle;
-use tracing::{debug, info};
+use tracing::debug;
 
-use found::Found;
+use found::{Found, Link};
 use namespace::Namespace;
 
 /// A network that a VM cannot be given.
@@ -76,9 +81,14 @@ const TAP_PREFIX: &str = "nacre";
 /// Most links of a sandbox.
 pub const MAX_LINKS: usize = 8;
 
+/// For what belongs together to be there: a link gets its addresses and routes one after the other.
+const SETTLE: Duration = Duration::from_millis(50);
+
 /// A tap that a guest's link is joined to.
 #[derive(Debug)]
 pub struct Tap {
+    /// The namespace's link, by its index there.
+    pub link: u32,
     /// Open, with a virtio-net header before each frame.
     pub file: OwnedFd,
     /// MAC address of the guest's link.
@@ -90,73 +100,88 @@ pub struct Tap {
 /// A namespace whose links are joined to taps. Dropping it gives the namespace its links back.
 #[derive(Debug)]
 pub struct Network {
-    taps: Vec<Tap>,
+    namespace: Namespace,
+    /// None once it is given back.
+    conversation: Option<Conversation>,
+    joined: Vec<Joined>,
+    /// Names of all taps that were ever made: one goes only when the VMM has closed it.
+    taps: BTreeSet<String>,
     request: ConfigureNetworkRequest,
-    joined: Option<Joined>,
+    is_told: bool,
+    events: Option<Events>,
 }
 
-/// The namespace's own links that were joined, and the connection over which they are let go.
+/// A link of the namespace that is joined to a tap.
 #[derive(Debug)]
 struct Joined {
+    link: u32,
+    mac: [u8; 6],
+}
+
+/// How the kernel is spoken to.
+#[derive(Debug)]
+struct Conversation {
     handle: Handle,
-    indexes: Vec<u32>,
-    connection: JoinHandle<()>,
+    task: JoinHandle<()>,
+}
+
+/// What became of a namespace since it was looked at last.
+#[derive(Debug, Default)]
+pub struct Changes {
+    /// Taps of links that are new.
+    pub added: Vec<Tap>,
+    /// Links that are gone.
+    pub removed: Vec<u32>,
+}
+
+/// Says that something changed in a namespace, not what.
+pub struct Events(Pin<Box<dyn Stream<Item = ()> + Send + Sync>>);
+
+impl std::fmt::Debug for Events {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Events")
+    }
+}
+
+impl Events {
+    /// Waits for a change, and for what comes along with it; false: there are no more.
+    pub async fn next(&mut self) -> bool {
+        let Some(()) = self.0.next().await else { return false };
+        while let Ok(Some(())) = tokio::time::timeout(SETTLE, self.0.next()).await {}
+        true
+    }
 }
 
 impl Network {
-    /// Joins the links of the namespace at `path` to taps.
+    /// Enters the namespace at `path`; its links are joined by [`Self::update`].
     ///
     /// # Errors
-    /// See [`NetworkError`]. Links that were joined until then are let go.
-    pub async fn join(path: &Path) -> Result<Self, NetworkError> {
+    /// See [`NetworkError`].
+    pub fn open(path: &Path) -> Result<Self, NetworkError> {
         let namespace = Namespace::open(path)?;
-        let (handle, connection) = namespace.netlink()?;
-        let mut joined = Joined { handle, indexes: Vec::new(), connection };
-        let result = joined.join_all(&namespace).await;
-        let (taps, request) = match result {
-            Ok(made) => made,
-            Err(error) => {
-                joined.let_go().await;
-                return Err(error);
-            }
-        };
-        info!(namespace = %path.display(), links = taps.len(), "network joined");
-        Ok(Self { taps, request, joined: Some(joined) })
+        let (handle, events, task) = namespace.netlink()?;
+        Ok(Self {
+            namespace,
+            conversation: Some(Conversation { handle, task }),
+            joined: Vec::new(),
+            taps: BTreeSet::new(),
+            request: ConfigureNetworkRequest::default(),
+            // There is nothing to tell yet.
+            is_told: true,
+            events: Some(events),
+        })
     }
 
-    /// The taps, for the VMM; they go with whoever closes them last.
-    pub fn take_taps(&mut self) -> Vec<Tap> {
-        std::mem::take(&mut self.taps)
-    }
-
-    /// What the guest is told.
-    pub fn request(&self) -> &ConfigureNetworkRequest {
-        &self.request
-    }
-
-    /// Gives the namespace its links back, and waits for it.
-    pub async fn leave(mut self) {
-        if let Some(joined) = self.joined.take() {
-            joined.let_go().await;
-        }
-    }
-}
-
-impl Drop for Network {
-    fn drop(&mut self) {
-        if let (Some(joined), Ok(runtime)) = (self.joined.take(), tokio::runtime::Handle::try_current()) {
-            runtime.spawn(joined.let_go());
-        }
-    }
-}
-
-impl Joined {
-    async fn join_all(
-        &mut self,
-        namespace: &Namespace,
-    ) -> Result<(Vec<Tap>, ConfigureNetworkRequest), NetworkError> {
-        let found = Found::read(&self.handle).await?;
-        let links = found.links();
+    /// Looks at the namespace, and joins the links to taps that are new since the last time.
+    ///
+    /// # Errors
+    /// See [`NetworkError`]. Links that were joined before stay so.
+    pub async fn update(&mut self) -> Result<Changes, NetworkError> {
+        let Some(Conversation { handle, .. }) = &self.conversation else { return Ok(Changes::default()) };
+        let handle = handle.clone();
+        let found = Found::read(&handle).await?;
+        let mut links = found.links();
+        links.retain(|link| !self.taps.contains(&link.name));
         if let Some(tap) = links.iter().find(|link| link.name.starts_with(TAP_PREFIX)) {
             return Err(NetworkError::Taken { tap: tap.name.clone() });
         }
@@ -166,24 +191,83 @@ impl Joined {
         if links.len() > MAX_LINKS {
             return Err(NetworkError::TooManyLinks(links.len()));
         }
-        let mut taps = Vec::with_capacity(links.len());
+        let mut changes = Changes::default();
+        self.joined.retain(|joined| {
+            // One that has got another MAC address since is another link to the guest. Docker sets it late.
+            let is_there = links.iter().any(|link| (link.index, link.mac) == (joined.link, joined.mac));
+            if !is_there {
+                changes.removed.push(joined.link);
+            }
+            is_there
+        });
         for link in &links {
-            let tap = namespace.make_tap()?;
-            self.indexes.push(link.index);
-            join::join(&self.handle, link, &tap.name).await?;
-            taps.push(Tap { file: tap.file, mac: link.mac, mtu: link.mtu });
+            if !self.joined.iter().any(|joined| joined.link == link.index) {
+                changes.added.push(self.join(&handle, link).await?);
+            }
         }
-        Ok((taps, found.request(&links)))
+        let request = found.request(&links);
+        self.is_told &= request == self.request;
+        self.request = request;
+        debug!(
+            links = links.len(),
+            new = changes.added.len(),
+            gone = changes.removed.len(),
+            "network looked at"
+        );
+        Ok(changes)
     }
 
+    async fn join(&mut self, handle: &Handle, link: &Link) -> Result<Tap, NetworkError> {
+        let tap = self.namespace.make_tap()?;
+        self.taps.insert(tap.name.clone());
+        // Before the call: what it has done until it fails is to be undone as well.
+        self.joined.push(Joined { link: link.index, mac: link.mac });
+        join::join(handle, link, &tap.name).await?;
+        Ok(Tap { link: link.index, file: tap.file, mac: link.mac, mtu: link.mtu })
+    }
+
+    /// What the guest is to be told, where it does not know it yet.
+    pub fn untold(&self) -> Option<&ConfigureNetworkRequest> {
+        (!self.is_told).then_some(&self.request)
+    }
+
+    /// The guest knows now.
+    pub fn told(&mut self) {
+        self.is_told = true;
+    }
+
+    /// Tells of changes; for the first who asks.
+    pub fn take_events(&mut self) -> Option<Events> {
+        self.events.take()
+    }
+
+    /// Gives the namespace its links back, and waits for it.
+    pub async fn leave(mut self) {
+        if let Some(conversation) = self.conversation.take() {
+            conversation.let_go(std::mem::take(&mut self.joined)).await;
+        }
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if let (Some(conversation), Ok(runtime)) =
+            (self.conversation.take(), tokio::runtime::Handle::try_current())
+        {
+            runtime.spawn(conversation.let_go(std::mem::take(&mut self.joined)));
+        }
+    }
+}
+
+impl Conversation {
     /// A namespace that is gone by now needs nothing.
-    async fn let_go(self) {
-        for index in &self.indexes {
-            if let Err(error) = join::let_go(&self.handle, *index).await {
+    async fn let_go(self, joined: Vec<Joined>) {
+        for Joined { link, .. } in &joined {
+            if let Err(error) = join::let_go(&self.handle, *link).await {
                 debug!(error = &error as &dyn std::error::Error, "a link stays redirected");
             }
         }
-        self.connection.abort();
+        self.task.abort();
     }
 }
 

@@ -7,12 +7,22 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use rtnetlink::Handle;
+use futures_util::StreamExt;
+use rtnetlink::{Handle, MulticastGroup};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tokio::task::JoinHandle;
 
-use super::{NetworkError, TAP_PREFIX};
+use super::{Events, NetworkError, TAP_PREFIX};
 use crate::sys;
+
+/// What a guest's network is made of.
+const WATCHED: [MulticastGroup; 5] = [
+    MulticastGroup::Link,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Route,
+];
 
 /// An open network namespace that is not ours.
 #[derive(Debug)]
@@ -40,15 +50,15 @@ impl Namespace {
         Ok(Self { file, path: path.to_owned() })
     }
 
-    /// A connection to the kernel's routing tables in there.
-    pub(super) fn netlink(&self) -> Result<(Handle, JoinHandle<()>), NetworkError> {
+    /// A connection to the kernel's routing tables in there, and what they tell unasked.
+    pub(super) fn netlink(&self) -> Result<(Handle, Events, JoinHandle<()>), NetworkError> {
         let runtime = tokio::runtime::Handle::current();
-        let (connection, handle) = self.inside(|| {
+        let (connection, handle, events) = self.inside(|| {
             // The socket belongs to the namespace of the thread that makes it, and to the runtime that it is made in.
             let _guard = runtime.enter();
-            rtnetlink::new_connection().map(|(connection, handle, _)| (connection, handle))
+            rtnetlink::new_multicast_connection(&WATCHED)
         })?;
-        Ok((handle, tokio::spawn(connection)))
+        Ok((handle, Events(Box::pin(events.map(drop))), tokio::spawn(connection)))
     }
 
     pub(super) fn make_tap(&self) -> Result<NewTap, NetworkError> {

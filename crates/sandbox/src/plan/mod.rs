@@ -4,12 +4,13 @@
 //! what only has meaning on the host (labels of its security modules, paths of its cgroups) is taken out of
 //! the document that the guest gets. The rest of the document crosses as it is, unknown fields included.
 //!
-//! [`mounts`] sorts bind mounts into shares, [`rootfs`] the root's mounts into a disk or a directory,
+//! [`mounts`] sorts bind mounts into shares, [`rootfs`] the root's mounts into a disk or a directory, [`devices`] block devices into disks,
 //! [`annotations`] holds the short list of annotations that mean anything to us (B5), [`pod`] those by which the CRI
 //! makes several containers a pod.
 
 pub mod annotations;
 pub mod cgroup;
+pub mod devices;
 pub mod files;
 pub mod mounts;
 pub mod pod;
@@ -17,18 +18,21 @@ pub mod resources;
 pub mod rootfs;
 mod spec;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::vm::KernelLog;
 use serde_json::Value;
 
 pub use cgroup::CgroupPlan;
+pub use devices::BlockDevice;
 pub use files::BundleFile;
 pub use mounts::Share;
 pub use resources::HostLimits;
 pub use rootfs::{Mount, RootfsPlan};
 
 use crate::config::VmSettings;
+use crate::hooks::Hooks;
 use crate::mount_points::MountPoint;
 
 /// Longest OCI configuration in bytes: it crosses to the agent in one message of at most 4 MiB.
@@ -53,8 +57,29 @@ pub struct Inputs<'a> {
     pub settings: &'a VmSettings,
     /// What the host has.
     pub host: HostLimits,
+    /// Whether the caller may put links into the VMM's network namespace, as Docker does.
+    pub late_links: bool,
     /// The sandbox that runs already; none: the container is the first.
     pub joined: Option<pod::Joined<'a>>,
+}
+
+/// The network namespace whose links a VM gets.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum NetworkPlan {
+    /// None: nobody will put links anywhere.
+    #[default]
+    None,
+    /// One that a caller prepared.
+    Path(PathBuf),
+    /// That of the VMM, which callers find by its PID, and where they may put links when the container is created.
+    Own,
+}
+
+impl NetworkPlan {
+    /// The namespace that was prepared.
+    pub fn path(&self) -> Option<&Path> {
+        if let Self::Path(path) = self { Some(path) } else { None }
+    }
 }
 
 /// A VM and a container in it; of a container that joins a sandbox, what is of the container.
@@ -76,10 +101,12 @@ pub struct Plan {
     pub shares: Vec<Share>,
     /// Small files of the bundle that the guest gets by value.
     pub files: Vec<BundleFile>,
+    /// Block devices of the host that the container uses as they are.
+    pub devices: Vec<BlockDevice>,
     /// The configuration as the agent gets it.
     pub spec_json: Vec<u8>,
-    /// The network namespace whose links the VM gets.
-    pub network: Option<PathBuf>,
+    /// Whose links the VM gets.
+    pub network: NetworkPlan,
     /// Where the sandbox's processes go on the host.
     pub cgroup: CgroupPlan,
     /// Host name of the guest.
@@ -90,6 +117,8 @@ pub struct Plan {
     pub console_size: Option<(u32, u32)>,
     /// Preference of the host's OOM killer for the sandbox's processes.
     pub oom_score_adj: Option<i32>,
+    /// What runs on the host around the container.
+    pub hooks: Hooks,
 }
 
 /// A configuration that cannot become a VM.
@@ -107,6 +136,9 @@ pub enum PlanError {
     /// A mount that a guest cannot have.
     #[error(transparent)]
     Mount(#[from] mounts::MountError),
+    /// Devices that make no sense.
+    #[error(transparent)]
+    Device(#[from] devices::DeviceError),
     /// Root mounts that make no root file system.
     #[error(transparent)]
     Rootfs(#[from] rootfs::RootfsError),
@@ -140,9 +172,6 @@ pub enum PlanError {
     /// A pod in a namespace of the host's.
     #[error("a pod with the host's {0} namespace is not possible in a VM; run it with another runtime class")]
     HostNamespace(&'static str),
-    /// Hooks that would run on the host.
-    #[error("{0} hooks are not supported")]
-    Hooks(&'static str),
     /// No process to run.
     #[error("config.json has no process")]
     NoProcess,
@@ -158,7 +187,6 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     }
     let mut document: Value = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
     let spec: spec::Spec = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
-    refuse_hooks(&spec)?;
     match &inputs.joined {
         Some(joined) => pod::join_namespaces(&mut document, &spec.linux.namespaces, joined)?,
         None => refuse_namespaces(&spec)?,
@@ -181,15 +209,17 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let mut mount_points = mounts::points(&document, inputs.bundle);
     let place = mounts::Place { bundle: inputs.bundle, prefix, annotations: &spec.annotations };
     let files = mounts::share_binds(&mut document, &place, &mut shares)?;
+    let devices = devices::take(&mut document, prefix)?;
     strip_host_labels(&mut document);
     share_network(&mut document);
-
-    let network = network(&spec);
+    let network = network(&spec, inputs.late_links);
+    let has_shares = !shares.is_empty() || role == pod::Role::Sandbox;
+    let cgroup = cgroup::plan(&spec.linux, inputs.settings, &size, has_shares)?;
+    let hooks = take_hooks(&mut document, spec.hooks, spec.annotations);
     let own_processes =
         spec.linux.namespaces.iter().any(|found| found.kind == "pid" && found.path.is_empty());
     let process = spec.process.ok_or(PlanError::NoProcess)?;
     mount_points.push(MountPoint { path: PathBuf::from(&process.cwd), source: None });
-    let has_shares = !shares.is_empty() || role == pod::Role::Sandbox;
     Ok(Plan {
         role,
         vcpus: size.vcpus,
@@ -199,13 +229,15 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         mount_points,
         own_processes,
         network,
-        cgroup: cgroup::plan(&spec.linux, inputs.settings, &size, has_shares)?,
+        cgroup,
         shares,
         files,
+        devices,
         spec_json: serde_json::to_vec(&document).map_err(PlanError::Parse)?,
         hostname: if spec.hostname.is_empty() { DEFAULT_HOSTNAME.to_owned() } else { spec.hostname },
         console_size: process.console_size.map(|size| (size.width, size.height)),
         oom_score_adj: process.oom_score_adj,
+        hooks,
     })
 }
 
@@ -234,17 +266,16 @@ fn refuse_host_namespaces(spec: &spec::Spec) -> Result<(), PlanError> {
     }
 }
 
-fn refuse_hooks(spec: &spec::Spec) -> Result<(), PlanError> {
-    let on_the_host = [
-        ("prestart", &spec.hooks.prestart),
-        ("createRuntime", &spec.hooks.create_runtime),
-        ("poststart", &spec.hooks.poststart),
-        ("poststop", &spec.hooks.poststop),
-    ];
-    match on_the_host.into_iter().find(|(_, hooks)| !hooks.is_empty()) {
-        Some((name, _)) => Err(PlanError::Hooks(name)),
-        None => Ok(()),
+/// Takes the host's hooks out: what is left is the agent's, which refuses it.
+fn take_hooks(document: &mut Value, hooks: spec::Hooks, annotations: BTreeMap<String, String>) -> Hooks {
+    if let Some(all) = document.get_mut("hooks").and_then(Value::as_object_mut) {
+        for name in ["prestart", "createRuntime", "poststart", "poststop"] {
+            all.remove(name);
+        }
     }
+    let spec::Hooks { mut prestart, create_runtime, poststart, poststop } = hooks;
+    prestart.extend(create_runtime);
+    Hooks { create: prestart, poststart, poststop, annotations }
 }
 
 /// Takes out what names a thing of the host's: profiles of its security modules, its cgroups.
@@ -262,10 +293,13 @@ fn strip_host_labels(document: &mut Value) {
     }
 }
 
-/// The network namespace that somebody prepared for the sandbox.
-fn network(spec: &spec::Spec) -> Option<PathBuf> {
-    let found = spec.linux.namespaces.iter().find(|namespace| namespace.kind == NETWORK)?;
-    Some(&found.path).filter(|path| !path.is_empty()).map(PathBuf::from)
+/// The network namespace that somebody prepared for the sandbox, or will.
+fn network(spec: &spec::Spec, late_links: bool) -> NetworkPlan {
+    match spec.linux.namespaces.iter().find(|namespace| namespace.kind == NETWORK) {
+        Some(namespace) if !namespace.path.is_empty() => NetworkPlan::Path(PathBuf::from(&namespace.path)),
+        Some(_) if late_links => NetworkPlan::Own,
+        _ => NetworkPlan::None,
+    }
 }
 
 /// Takes the network namespace out: the guest's own network is the sandbox's, with its links and its loopback, and

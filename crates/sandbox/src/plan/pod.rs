@@ -12,8 +12,9 @@ use nacre_protocol::id::ContainerId;
 use serde_json::Value;
 
 use super::spec::{Cpu, Linux, Memory, Namespace, Resources};
-use super::{HostLimits, NETWORK, Plan, PlanError, RootfsPlan};
+use super::{HostLimits, NETWORK, NetworkPlan, Plan, PlanError, RootfsPlan};
 use crate::config::VmSettings;
+use crate::hooks::Hooks;
 use crate::text::harmless;
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
@@ -166,12 +167,14 @@ pub fn plan(
         own_processes: false,
         shares: Vec::new(),
         files: Vec::new(),
+        devices: Vec::new(),
         spec_json: Vec::new(),
-        network: request.network.clone(),
+        network: request.network.clone().map_or(NetworkPlan::None, NetworkPlan::Path),
         cgroup: super::cgroup::plan(&linux, settings, &size, true)?,
         hostname: hostname.to_owned(),
         console_size: None,
         oom_score_adj: None,
+        hooks: Hooks::default(),
     })
 }
 

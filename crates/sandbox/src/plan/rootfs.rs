@@ -3,6 +3,7 @@
 //! | mounts | the guest gets |
 //! |---|---|
 //! | `erofs` ... (bottom first), and at most one `tmpfs` or `overlay` with a `size=` | the blobs on one read-only disk, overlaid |
+//! | one `ext4` | the device or file as a disk, mounted by the guest's kernel |
 //! | `overlay`, `bind` ... | the host mounts them on the bundle's root directory and shares that |
 //! | none | the configuration's `root.path` is shared |
 
@@ -40,8 +41,19 @@ pub enum RootfsPlan {
     Layers {
         /// The files.
         blobs: Vec<PathBuf>,
+        /// Serial of the disk that has them.
+        disk_id: String,
         /// Bytes that the writable layer may hold; 0: the agent's default.
         upper_limit_bytes: u64,
+    },
+    /// An ext4 file system that the host never looks at.
+    Disk {
+        /// Block device or file.
+        source: PathBuf,
+        /// Serial of its disk.
+        disk_id: String,
+        /// Writes are refused on the host's side.
+        read_only: bool,
     },
     /// A share.
     Directory {
@@ -88,8 +100,10 @@ pub(super) fn sort(
     prefix: &str,
     shares: &mut Vec<Share>,
 ) -> Result<RootfsPlan, RootfsError> {
-    if mounts.first().is_some_and(|mount| mount.kind == "erofs") {
-        return layers(mounts);
+    match mounts {
+        [first, ..] if first.kind == "erofs" => return layers(mounts, prefix),
+        [only] if only.kind == "ext4" && only.target.is_empty() => return disk(only, prefix),
+        _ => {}
     }
     if let Some((index, mount)) = mounts.iter().enumerate().find(|(_, mount)| !mount.target.is_empty()) {
         return Err(RootfsError::Target(index, harmless(&mount.target, 256)));
@@ -111,7 +125,20 @@ pub(super) fn sort(
     Ok(RootfsPlan::Directory { share, path, mounts: mounts.to_vec() })
 }
 
-fn layers(mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
+fn disk_id(prefix: &str) -> String {
+    format!("{prefix}{ROOTFS_SHARE}")
+}
+
+/// `loop` says how the host would use a file; here it is a disk either way.
+fn disk(mount: &Mount, prefix: &str) -> Result<RootfsPlan, RootfsError> {
+    if !mount.source.starts_with('/') {
+        return Err(RootfsError::Source(0));
+    }
+    let read_only = mount.options.iter().any(|option| option == "ro");
+    Ok(RootfsPlan::Disk { source: PathBuf::from(&mount.source), disk_id: disk_id(prefix), read_only })
+}
+
+fn layers(mounts: &[Mount], prefix: &str) -> Result<RootfsPlan, RootfsError> {
     let count = mounts.iter().take_while(|mount| mount.kind == "erofs").count();
     if count > MAX_LAYERS {
         return Err(RootfsError::TooManyLayers(count));
@@ -129,7 +156,7 @@ fn layers(mounts: &[Mount]) -> Result<RootfsPlan, RootfsError> {
         }
         blobs.push(PathBuf::from(&mount.source));
     }
-    Ok(RootfsPlan::Layers { blobs, upper_limit_bytes })
+    Ok(RootfsPlan::Layers { blobs, disk_id: disk_id(prefix), upper_limit_bytes })
 }
 
 /// `size=` as tmpfs takes it: bytes, or with k, m or g.
@@ -191,7 +218,8 @@ mod tests {
     fn erofs_mounts_are_layers_in_their_order() {
         let (plan, shares) = sorted(&[mount("erofs", "/a", &["ro"]), mount("erofs", "/b", &["ro"])]).unwrap();
         let blobs = vec![PathBuf::from("/a"), PathBuf::from("/b")];
-        assert_eq!(plan, RootfsPlan::Layers { blobs, upper_limit_bytes: 0 });
+        let disk_id = "rootfs".into();
+        assert_eq!(plan, RootfsPlan::Layers { blobs, disk_id, upper_limit_bytes: 0 });
         assert!(shares.is_empty());
     }
 
@@ -229,7 +257,18 @@ mod tests {
     fn layers_after_the_upper_one_and_foreign_types_are_refused() {
         let bad = [mount("erofs", "/a", &[]), mount("tmpfs", "", &[]), mount("erofs", "/b", &[])];
         assert_eq!(sorted(&bad), Err(RootfsError::Order(1)));
-        assert_eq!(sorted(&[mount("ext4", "/dev/vda", &[])]), Err(RootfsError::Type("ext4".into())));
+        assert_eq!(sorted(&[mount("xfs", "/dev/vda", &[])]), Err(RootfsError::Type("xfs".into())));
+    }
+
+    #[test]
+    fn snapshot_of_a_block_snapshotter_is_a_disk_that_the_host_does_not_mount() {
+        for (options, read_only) in [(&["loop", "rw"][..], false), (&["ro", "loop"], true), (&[], false)] {
+            let (plan, shares) = sorted(&[mount("ext4", "/snapshots/7", options)]).unwrap();
+            let (source, disk_id) = ("/snapshots/7".into(), "rootfs".into());
+            assert_eq!(plan, RootfsPlan::Disk { source, disk_id, read_only });
+            assert!(shares.is_empty());
+        }
+        assert_eq!(sorted(&[mount("ext4", "snapshots/7", &[])]), Err(RootfsError::Source(0)));
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::hooks::Hook;
+
 #[derive(Debug, Deserialize)]
 pub(super) struct Spec {
     #[serde(default, deserialize_with = "null_as_default")]
@@ -45,13 +47,13 @@ pub(super) struct ConsoleSize {
 #[serde(default, rename_all = "camelCase")]
 pub(super) struct Hooks {
     #[serde(deserialize_with = "null_as_default")]
-    pub(super) prestart: Vec<serde_json::Value>,
+    pub(super) prestart: Vec<Hook>,
     #[serde(deserialize_with = "null_as_default")]
-    pub(super) create_runtime: Vec<serde_json::Value>,
+    pub(super) create_runtime: Vec<Hook>,
     #[serde(deserialize_with = "null_as_default")]
-    pub(super) poststart: Vec<serde_json::Value>,
+    pub(super) poststart: Vec<Hook>,
     #[serde(deserialize_with = "null_as_default")]
-    pub(super) poststop: Vec<serde_json::Value>,
+    pub(super) poststop: Vec<Hook>,
 }
 
 #[derive(Debug, Default, Deserialize)]

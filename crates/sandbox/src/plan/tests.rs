@@ -1,4 +1,5 @@
 use super::*;
+use crate::hooks::Hook;
 use serde_json::json;
 
 const HOST: HostLimits = HostLimits { cpus: 4, memory_mib: 8192 };
@@ -29,6 +30,7 @@ fn plan_of(document: &Value) -> Result<Plan, PlanError> {
         rootfs: &rootfs,
         settings: &VmSettings::default(),
         host: HOST,
+        late_links: false,
         joined: None,
     })
 }
@@ -85,10 +87,25 @@ fn network_that_was_prepared_is_the_vms_and_its_path_stays_here() {
     document["linux"]["namespaces"] =
         json!([{"type": "pid"}, {"type": "network", "path": "/var/run/netns/x"}]);
     let plan = plan_of(&document).unwrap();
-    assert_eq!(plan.network.as_deref(), Some(Path::new("/var/run/netns/x")));
+    assert_eq!(plan.network, NetworkPlan::Path("/var/run/netns/x".into()));
     let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
     assert_eq!(sent["linux"]["namespaces"], json!([{"type": "pid"}]));
-    assert_eq!(plan_of(&spec()).unwrap().network, None);
+    assert_eq!(plan_of(&spec()).unwrap().network, NetworkPlan::None);
+}
+
+#[test]
+fn network_that_nobody_prepared_is_where_callers_may_put_links_later() {
+    let mut document = spec();
+    document["linux"]["namespaces"] = json!([{"type": "network"}]);
+    let spec_json = serde_json::to_vec(&document).unwrap();
+    let network = |late_links| {
+        let (bundle, settings) = (Path::new("/bundle"), &VmSettings::default());
+        let rootfs = &[Mount { kind: "overlay".into(), ..Mount::default() }];
+        let (spec_json, joined) = (&spec_json, None);
+        plan(Inputs { bundle, spec_json, rootfs, settings, host: HOST, late_links, joined }).unwrap().network
+    };
+    assert_eq!(network(true), NetworkPlan::Own);
+    assert_eq!(network(false), NetworkPlan::None);
 }
 
 #[test]
@@ -106,10 +123,20 @@ fn network_is_the_guests_but_for_a_user_namespace() {
 }
 
 #[test]
-fn hooks_on_the_host_are_refused() {
+fn hooks_of_the_host_stay_here_and_those_of_the_container_go_along() {
     let mut document = spec();
-    document["hooks"] = json!({"prestart": [{"path": "/bin/true"}]});
-    assert_eq!(plan_of(&document).unwrap_err().to_string(), "prestart hooks are not supported");
+    let hook = |path: &str| json!([{"path": path, "args": ["x", "y"], "timeout": 3}]);
+    document["hooks"] = json!({
+        "prestart": hook("/a"), "createRuntime": hook("/b"), "poststart": null, "poststop": hook("/c"),
+        "startContainer": hook("/d"),
+    });
+    let plan = plan_of(&document).unwrap();
+    let paths = |hooks: &[Hook]| hooks.iter().map(|hook| hook.path.clone()).collect::<Vec<_>>();
+    assert_eq!(paths(&plan.hooks.create), [Path::new("/a"), Path::new("/b")]);
+    assert_eq!(paths(&plan.hooks.poststop), [Path::new("/c")]);
+    assert!(plan.hooks.poststart.is_empty());
+    let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
+    assert_eq!(sent["hooks"], json!({"startContainer": hook("/d")}));
 }
 
 #[test]
@@ -128,6 +155,7 @@ fn document_that_is_none_is_an_error() {
             rootfs: &[],
             settings: &VmSettings::default(),
             host: HOST,
+            late_links: false,
             joined: None,
         };
         assert!(plan(inputs).is_err(), "{bad:?}");
@@ -193,6 +221,7 @@ fn container_that_joins_has_names_of_its_own() {
         rootfs: &[Mount { kind: "overlay".into(), ..Mount::default() }],
         settings: &VmSettings::default(),
         host: HOST,
+        late_links: false,
         joined: Some(joined),
     })
     .unwrap();

@@ -2,22 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use nacre_protocol::task::OnExit;
 use tracing::info;
 
 use super::exit::watch_events;
+use super::network::watch_network;
 use super::{Container, Core, First, Place, Process, ProcessId, SandboxEvent, exit, phases};
-use crate::agent::{GuestRootfs, Layer};
+use crate::agent::{GuestRootfs, Layer, NewContainer};
 use crate::error::SandboxError;
-use crate::machine::{self, Machine};
+use crate::hooks::{self, Hooks};
+use crate::machine;
 use crate::plan::pod::{Joined, Role};
 use crate::plan::{self, HostLimits, Inputs, Mount, Plan, RootfsPlan};
 use crate::state::Move;
 use crate::stdio::{self, LogSource, StdioRequest};
-use crate::storage::ROOTFS_DISK;
+
+/// Status of a container whose creation hooks run (runtime specification, runtime.md, "State").
+pub(super) const CREATING: &str = "creating";
 
 /// A container to make.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -32,6 +36,8 @@ pub struct CreateRequest {
     pub stdio: StdioRequest,
     /// What the sandbox does by itself when it has ended.
     pub on_exit: OnExit,
+    /// Whether the caller may put network links into the VMM's namespace once the container is created.
+    pub late_links: bool,
 }
 
 impl Core {
@@ -59,15 +65,18 @@ impl Core {
         // From here on everything is undone by the drop of the machine.
         let machine = machine::boot(&self.settings, &plan).await?;
         let names = opened.for_agent(plan.console_size);
-        let rootfs = guest_rootfs(&plan, &machine);
+        let (hooks, cpu_max, memory_mib) = (plan.hooks.clone(), plan.cgroup.cpu_max, plan.memory_mib);
+        let (is_pod, network) = (plan.role == Role::Sandbox, plan.network.path().map(Path::to_owned));
         // The agent takes streams before and after the request: they connect meanwhile.
         let streams = opened.connect(&machine.dialer());
-        let created =
-            machine.agent().create_container(&request.id, plan.spec_json, rootfs, plan.files, names).await;
+        let wanted = new_container(plan, machine.layers());
+        let created = machine.agent().create_container(&request.id, wanted, names).await;
         let create = machine.explained(created).await?;
+        let state = hooks.state(&request.id, CREATING, machine.vm().pid(), &request.bundle);
+        hooks::run(&hooks.create, &state).await?;
         if let Some(cgroup) = machine.cgroup() {
             // Not before: the boot is ours, and not the container's to pay for.
-            cgroup.limit_cpu(plan.cgroup.cpu_max)?;
+            cgroup.limit_cpu(cpu_max)?;
         }
 
         let times = phases::Times {
@@ -82,18 +91,19 @@ impl Core {
         };
         self.first = Some(First {
             id: request.id.clone(),
-            is_pod: plan.role == Role::Sandbox,
+            is_pod,
             guest_pid: Some(create.pid),
-            network: plan.network,
-            memory_mib: plan.memory_mib,
+            network,
+            memory_mib,
             own_processes: false,
             joined: 0,
         });
         watch_events(&machine, self.sender.clone());
         let machine = self.machine.insert(machine);
+        watch_network(machine, self.sender.clone());
         let pid = machine.vm().pid();
         let init = Process::new(request.stdio.clone(), streams);
-        self.keep(request, init, Place::First(Box::new(times)), pid).await
+        self.keep(request, init, Place::First(Box::new(times)), (pid, hooks)).await
     }
 
     /// Watches a new container's init, and tells of it.
@@ -102,7 +112,7 @@ impl Core {
         request: CreateRequest,
         mut init: Process,
         place: Place,
-        pid: u32,
+        (pid, hooks): (u32, Hooks),
     ) -> Result<u32, SandboxError> {
         let id = ProcessId { container: request.id.clone(), exec: String::new() };
         if let Some(machine) = &self.machine {
@@ -115,6 +125,7 @@ impl Core {
             init,
             execs: BTreeMap::new(),
             place,
+            hooks,
         };
         self.containers.insert(request.id.clone(), container);
         info!(container = request.id, pid, "container created");
@@ -135,6 +146,7 @@ impl Core {
             rootfs: &request.rootfs,
             settings: &self.settings.config.vm,
             host: HostLimits::of_this_host(),
+            late_links: request.late_links,
             joined,
         })?)
     }
@@ -143,6 +155,11 @@ impl Core {
     pub(super) async fn start(&mut self, id: &ProcessId) -> Result<u32, SandboxError> {
         let requested = Instant::now();
         let sender = self.sender.clone();
+        self.process(id)?.state.after(Move::Start)?;
+        if id.exec.is_empty() {
+            // Docker has put its links there between Create and Start; the program must find them.
+            self.update_network().await?;
+        }
         let (container, machine) = self.running(&id.container)?;
         let process = container.process(id)?;
         let state = process.state.after(Move::Start)?;
@@ -160,28 +177,38 @@ impl Core {
             times.started = Some(Instant::now());
         }
         let pid = container.pid;
+        if id.exec.is_empty() {
+            let state = container.hooks.state(&id.container, "running", pid, &container.bundle);
+            tell_failure(hooks::run(&container.hooks.poststart, &state).await);
+        }
         info!(container = id.container, exec = id.exec, "process started");
         self.publish(SandboxEvent::Started { process: id.clone(), pid }).await;
         Ok(pid)
     }
 }
 
-pub(super) fn guest_rootfs(plan: &Plan, machine: &Machine) -> GuestRootfs {
-    match (&plan.rootfs, machine.layers()) {
-        (RootfsPlan::Layers { upper_limit_bytes, .. }, Some(layers)) => {
-            let layer = |(offset_bytes, length_bytes): &(u64, u64)| Layer {
-                offset_bytes: *offset_bytes,
-                length_bytes: *length_bytes,
-                ..Default::default()
-            };
-            GuestRootfs::Layered {
-                disk_id: ROOTFS_DISK.to_owned(),
-                layers: layers.iter().map(layer).collect(),
-                upper_limit_bytes: *upper_limit_bytes,
-            }
-        }
-        (RootfsPlan::Directory { share, .. }, _) => GuestRootfs::Shared { name: share.clone() },
-        // A machine that was booted for layers has a disk of them, and a container has a root.
-        (RootfsPlan::Layers { .. } | RootfsPlan::None, _) => GuestRootfs::Shared { name: String::new() },
+/// A hook that comes too late to stop anything only warns, as the specification has it.
+pub(super) fn tell_failure(result: Result<(), hooks::HookError>) {
+    if let Err(error) = result {
+        tracing::warn!(error = &error as &dyn std::error::Error, "a hook failed");
     }
+}
+
+/// The container for the agent; `layers` tells where those of its root lie on their disk.
+pub(super) fn new_container(plan: Plan, layers: &[(u64, u64)]) -> NewContainer {
+    let layer = |(offset_bytes, length_bytes): &(u64, u64)| Layer {
+        offset_bytes: *offset_bytes,
+        length_bytes: *length_bytes,
+        ..Default::default()
+    };
+    let rootfs = match plan.rootfs {
+        RootfsPlan::Layers { disk_id, upper_limit_bytes, .. } => {
+            GuestRootfs::Layered { disk_id, layers: layers.iter().map(layer).collect(), upper_limit_bytes }
+        }
+        RootfsPlan::Disk { disk_id, read_only, .. } => GuestRootfs::Disk { disk_id, read_only },
+        RootfsPlan::Directory { share, .. } => GuestRootfs::Shared { name: share },
+        // A container has a root.
+        RootfsPlan::None => GuestRootfs::Shared { name: String::new() },
+    };
+    NewContainer { spec_json: plan.spec_json, rootfs, files: plan.files, devices: plan.devices }
 }

@@ -18,10 +18,12 @@ use serde::Serialize;
 use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
+use super::create::tell_failure;
 use super::process::ExitInfo;
 use super::{Container, Core, Place, ProcessId, Request, SandboxEvent, now};
 use crate::agent::{AgentError, ProcessName};
 use crate::error::SandboxError;
+use crate::hooks;
 use crate::machine::Machine;
 use crate::state::{Move, State};
 use crate::stdio::Drain;
@@ -184,6 +186,8 @@ impl Core {
         let exit = container.init.exit.take().unwrap_or(never_started);
         let pid = container.pid;
         container.init.streams.finish().await;
+        let state = container.hooks.state(&id.container, "stopped", pid, &container.bundle);
+        tell_failure(hooks::run(&container.hooks.poststop, &state).await);
         info!(container = id.container, status = exit.status, "container deleted");
         self.publish(SandboxEvent::Deleted { process: id.clone(), pid, exit: exit.clone() }).await;
         Ok((pid, exit))
@@ -213,8 +217,8 @@ impl Core {
     pub(super) async fn take_down_all(&mut self) {
         self.take_down().await;
         let exit = ExitInfo::of_vm(Some("the sandbox was shut down".to_owned()));
-        while let Some((id, mut container)) = self.containers.pop_first() {
-            let id = ProcessId { container: id, exec: String::new() };
+        while let Some((name, mut container)) = self.containers.pop_first() {
+            let id = ProcessId { container: name.clone(), exec: String::new() };
             for process in container.execs.values_mut() {
                 process.end(&exit);
             }
@@ -224,6 +228,8 @@ impl Core {
                 self.publish(SandboxEvent::Exited { process: id, pid, exit }).await;
             }
             container.init.streams.finish().await;
+            let state = container.hooks.state(&name, "stopped", container.pid, &container.bundle);
+            tell_failure(hooks::run(&container.hooks.poststop, &state).await);
             if container.on_exit == OnExit::Remove
                 && let Err(error) = fs::remove_dir_all(&container.bundle)
             {

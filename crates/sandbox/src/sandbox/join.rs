@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use tracing::warn;
 
-use super::create::guest_rootfs;
+use super::create::{CREATING, new_container};
 use super::{Core, CreateRequest, First, Place, Process, ProcessId, exit};
 use crate::agent::{AgentError, ProcessName, Reach};
 use crate::error::SandboxError;
+use crate::hooks;
 use crate::machine::{Addition, Machine};
 use crate::plan::Plan;
 use crate::plan::pod::{Joined, Role};
@@ -38,27 +39,31 @@ impl Core {
         let machine = self.machine.as_mut().ok_or_else(not_running)?;
         let addition = machine.add(&plan).await?;
         let names = opened.for_agent(plan.console_size);
-        let rootfs = guest_rootfs(&plan, machine);
         let streams = opened.connect(&machine.dialer());
-        let created =
-            machine.agent().create_container(&request.id, plan.spec_json, rootfs, plan.files, names).await;
+        let hooks = plan.hooks.clone();
+        let wanted = new_container(plan, addition.layers());
+        let created = machine.agent().create_container(&request.id, wanted, names).await;
+        let mut created = machine.explained(created).await.map(drop);
+        if created.is_ok() {
+            let state = hooks.state(&request.id, CREATING, pid, &request.bundle);
+            created = hooks::run(&hooks.create, &state).await.map_err(SandboxError::from);
+        }
         if let Err(error) = created {
             let name = ProcessName { container: request.id.clone(), exec: String::new() };
             // One that was only late is there by now, with the root that is to be taken away.
-            if !matches!(error, AgentError::Refused { .. })
+            if !matches!(error, SandboxError::Agent(AgentError::Refused { .. }))
                 && forget(machine, &name, State::Created).await.is_err()
             {
                 machine.vm().kill();
             }
-            let error = machine.explained::<()>(Err(error)).await;
             take_back(machine, addition).await;
-            return error.map(|()| pid);
+            return Err(error);
         }
         if let Some(first) = &mut self.first {
             first.own_processes |= own_processes;
         }
         let init = Process::new(request.stdio.clone(), streams);
-        self.keep(request, init, Place::Joined(Some(addition)), pid).await
+        self.keep(request, init, Place::Joined(Some(addition)), (pid, hooks)).await
     }
 
     fn plan_joining(&self, request: &CreateRequest, prefix: &str) -> Result<(Plan, u32), SandboxError> {

@@ -17,6 +17,7 @@ mod create;
 mod exec;
 mod exit;
 mod join;
+mod network;
 mod phases;
 mod pod;
 mod process;
@@ -37,6 +38,7 @@ pub use requests::Sandbox;
 
 use crate::agent::{ProcessName, Reach, StatsReply};
 use crate::error::SandboxError;
+use crate::hooks::Hooks;
 use crate::machine::{Addition, Machine, Settings};
 use crate::plan::pod::PodRequest;
 use crate::stdio::{Drain, StdioRequest};
@@ -140,6 +142,8 @@ enum Request {
     },
     /// From the watcher of events, of a container.
     Oom(String),
+    /// From the watcher of the network namespace.
+    NetworkChanged,
 }
 
 /// Whether a shutdown ends what still runs.
@@ -160,6 +164,7 @@ struct Container {
     init: Process,
     execs: BTreeMap<String, Process>,
     place: Place,
+    hooks: Hooks,
 }
 
 /// What a container is to the sandbox.
@@ -273,6 +278,7 @@ impl Core {
             Request::VmEnded(reason) => self.vm_ended(reason),
             Request::Exited { name, exit, outputs } => self.exited(&name, exit, outputs).await,
             Request::Oom(container) => self.out_of_memory(container).await,
+            Request::NetworkChanged => self.network_changed().await,
         }
     }
 
@@ -289,6 +295,10 @@ impl Core {
 
     fn container(&mut self, id: &str) -> Result<&mut Container, SandboxError> {
         self.containers.get_mut(id).ok_or_else(|| no_container(id))
+    }
+
+    fn process(&mut self, id: &ProcessId) -> Result<&mut Process, SandboxError> {
+        self.container(&id.container)?.process(id)
     }
 
     /// A container, and the machine that it runs in.

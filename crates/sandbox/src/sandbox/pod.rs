@@ -1,10 +1,12 @@
 //! A sandbox without a container of its own: the VM of a pod, as containerd's Sandbox API starts and stops it.
 
+use std::path::Path;
 use std::time::SystemTime;
 
 use tracing::{info, warn};
 
 use super::exit::watch_events;
+use super::network::watch_network;
 use super::{Core, ExitInfo, First, Reply, Request, answer};
 use crate::agent::StatsReply;
 use crate::error::SandboxError;
@@ -47,7 +49,7 @@ impl Core {
             id: settings.id.to_string(),
             is_pod: true,
             guest_pid: None,
-            network: plan.network,
+            network: plan.network.path().map(Path::to_owned),
             memory_mib: plan.memory_mib,
             own_processes: false,
             joined: 0,
@@ -61,7 +63,7 @@ impl Core {
             }
         });
         let pid = machine.vm().pid();
-        self.machine = Some(machine);
+        watch_network(self.machine.insert(machine), self.sender.clone());
         self.pod = Some(Pod { pid, created_at: SystemTime::now(), exit: None, waiters: Vec::new() });
         info!(sandbox = %self.settings.id, pid, "pod started");
         Ok(pid)

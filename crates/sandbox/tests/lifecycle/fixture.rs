@@ -118,6 +118,7 @@ impl Host {
             rootfs: vec![Mount { kind: "erofs".into(), source: layer, ..Mount::default() }],
             stdio,
             on_exit,
+            late_links: false,
         };
         let pid = self.sandbox.create(request).await?;
         self.vmms.push(pid);

@@ -64,6 +64,12 @@ impl Rule {
     }
 }
 
+/// Access to a disk of the guest's.
+pub(super) fn disk((major, minor): (u32, u32), read_only: bool) -> Rule {
+    let access = if read_only { READ | MKNOD } else { ALL };
+    Rule { allow: true, kind: Some(Kind::Block), major: Some(major), minor: Some(minor), access }
+}
+
 pub(super) fn rules(oci: &[LinuxDeviceCgroup]) -> Result<Vec<Rule>, InvalidResources> {
     if oci.len() > MAX_RULES {
         return Err(InvalidResources::TooMany("devices"));

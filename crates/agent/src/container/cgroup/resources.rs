@@ -70,6 +70,11 @@ pub(super) struct IoWeight {
 }
 
 impl Resources {
+    /// Lets the container use a disk of the guest's, with this device number.
+    pub(crate) fn allow_disk(&mut self, number: (u32, u32), read_only: bool) {
+        self.devices.push(super::devices::disk(number, read_only));
+    }
+
     /// Converts and checks.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use oci_spec::runtime::{LinuxDevice, LinuxDeviceType};
 use serde::{Deserialize, Serialize};
 
 use super::{FdRef, InvalidSpec, clean};
+use crate::container::BlockDevice;
 
 const MAX_DEVICES: usize = 1024;
 const MAX_MAJOR: i64 = (1 << 12) - 1;
@@ -44,6 +45,18 @@ const DEFAULTS: [(&str, u32, u32); 6] = [
     ("/dev/urandom", 1, 9),
     ("/dev/tty", 5, 0),
 ];
+
+impl DevicePlan {
+    /// The node of a disk that has this number in the guest.
+    pub(crate) fn of_disk(disk: &BlockDevice, (major, minor): (u32, u32)) -> Result<Self, InvalidSpec> {
+        let path = clean("device path", Path::new(&disk.path))?;
+        if Path::new(&path).file_name().is_none() {
+            return Err(InvalidSpec::Device { path, problem: "the path names no file" });
+        }
+        let (mode, uid, gid) = (disk.mode, disk.uid, disk.gid);
+        Ok(Self { path, kind: NodeKind::Block, major, minor, mode, uid, gid, fd: None })
+    }
+}
 
 pub(super) fn from_linux(devices: &[LinuxDevice]) -> Result<Vec<DevicePlan>, InvalidSpec> {
     if devices.len() > MAX_DEVICES {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nacre_protocol::vm::MAX_DISK_ID_LEN;
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Mode, OFlags, fstat, fsync, major, minor, open};
 use rustix::io::Errno;
 
 use super::RootfsError;
@@ -47,6 +47,45 @@ impl Disk {
             }
             std::thread::sleep(PAUSE);
         }
+    }
+
+    /// Its node in the guest's `/dev`.
+    pub(super) fn node(&self) -> PathBuf {
+        Path::new("/dev").join(&self.name)
+    }
+
+    /// Its device number.
+    ///
+    /// # Errors
+    /// [`RootfsError::Path`].
+    pub(super) fn number(&self) -> Result<(u32, u32), RootfsError> {
+        let found = fstat(&self.device).map_err(self.failed("look at"))?;
+        Ok((major(found.st_rdev), minor(found.st_rdev)))
+    }
+
+    /// Waits until no mount has it any more, and until what was written to it is on it.
+    ///
+    /// # Errors
+    /// [`RootfsError::Path`] where it stays in use.
+    pub(super) fn release(&self) -> Result<(), RootfsError> {
+        let deadline = Instant::now() + RELEASE;
+        // A mount holds its device exclusively.
+        let exclusive = || open(self.node(), OFlags::RDONLY | OFlags::EXCL | OFlags::CLOEXEC, Mode::empty());
+        loop {
+            match exclusive() {
+                Ok(_) => break,
+                Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(PAUSE),
+                // It was unplugged.
+                Err(Errno::NOENT | Errno::NXIO | Errno::NODEV) => return Ok(()),
+                Err(source) => return Err(self.failed("release")(source)),
+            }
+        }
+        fsync(&self.device).map_err(self.failed("write to"))
+    }
+
+    fn failed(&self, action: &'static str) -> impl FnOnce(Errno) -> RootfsError {
+        let path = self.node();
+        move |source| RootfsError::Path { action, path, source }
     }
 
     fn open(name: String) -> Result<Self, RootfsError> {

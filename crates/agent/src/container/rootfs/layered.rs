@@ -41,7 +41,7 @@ pub(super) fn prepare(
     let partitions = Partitions::add(Disk::wait_for(disk_id)?, layers)?;
     let scratch = Scratch::create(&guest.state_dir, id);
     let mount = scratch.and_then(|mut scratch| assemble(&mut scratch, &partitions, upper_limit_bytes));
-    let mut teardown = Teardown { partitions: Some(partitions) };
+    let mut teardown = Teardown { partitions: Some(partitions), ..Teardown::default() };
     match mount {
         Ok(mount) => Ok(Prepared { mount, teardown }),
         Err(error) => {

@@ -6,6 +6,7 @@
 
 mod disk;
 mod layered;
+mod whole;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -17,7 +18,7 @@ use rustix::io::Errno;
 use super::create::clone_tree;
 use super::sys::mount::{ATTR_NOEXEC, ATTR_NOSUID, MountAttr, mount_setattr};
 use super::{Guest, RootfsSource};
-use disk::Partitions;
+use disk::{Disk, Partitions};
 
 /// A root file system that could not be made or taken down.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +97,8 @@ pub(super) struct Prepared {
 #[derive(Debug, Default)]
 pub(super) struct Teardown {
     partitions: Option<Partitions>,
+    /// Disks that are used whole.
+    disks: Vec<Disk>,
 }
 
 impl Teardown {
@@ -108,7 +111,22 @@ impl Teardown {
             partitions.delete()?;
         }
         self.partitions = None;
+        while let Some(disk) = self.disks.last() {
+            disk.release()?;
+            self.disks.pop();
+        }
         Ok(())
+    }
+
+    /// Finds a disk that a container uses as it is, and gives its number.
+    ///
+    /// # Errors
+    /// [`RootfsError::NoDisk`] where none appears.
+    pub(super) fn add_disk(&mut self, id: &str) -> Result<(u32, u32), RootfsError> {
+        let disk = Disk::wait_for(id)?;
+        let number = disk.number()?;
+        self.disks.push(disk);
+        Ok(number)
     }
 }
 
@@ -125,6 +143,7 @@ pub(super) fn prepare(
         RootfsSource::Layered { disk_id, layers, upper_limit_bytes } => {
             layered::prepare(guest, id, disk_id, layers, *upper_limit_bytes)
         }
+        RootfsSource::Disk { disk_id, read_only } => whole::prepare(disk_id, *read_only),
         RootfsSource::Shared { name } => shared(guest, name),
     }
 }
