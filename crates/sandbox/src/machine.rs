@@ -387,7 +387,16 @@ impl Machine {
 
     async fn plug_net(&self, tap: &Tap) -> Result<u32, SandboxError> {
         let slot = self.vm.plug_net(tap, self.timeout).await?;
+        self.bind(slot).await
+    }
+
+    /// A device that the guest does not take is taken back.
+    async fn bind(&self, slot: u32) -> Result<u32, SandboxError> {
         let bound = self.agent.bind_slot(slot).await;
+        if bound.is_err() {
+            // The VM may be gone, and the slot with it.
+            let _ = self.vm.unplug(slot, self.timeout).await;
+        }
         self.explained(bound).await?;
         Ok(slot)
     }
@@ -466,9 +475,7 @@ impl Machine {
 
     async fn plug_disk(&self, disk: &Disk) -> Result<u32, SandboxError> {
         let slot = self.vm.plug_disk(disk, self.timeout).await?;
-        let bound = self.agent.bind_slot(slot).await;
-        self.explained(bound).await?;
-        Ok(slot)
+        self.bind(slot).await
     }
 
     /// Takes shares back, of which some may never have been served.

@@ -52,6 +52,8 @@ cases![
     h12_guest_that_ignores_sigkill_loses_its_vm,
     h12_guest_that_only_pretends_to_kill_loses_its_vm,
     oom_events_of_the_container_are_passed_on,
+    layers_of_a_container_that_joins_are_a_disk_that_leaves_with_it,
+    disk_that_the_guest_does_not_take_is_taken_back,
     containers_of_a_pod_come_and_go_in_one_vm,
     container_that_joins_and_is_never_started_can_be_deleted,
     end_of_a_pods_sandbox_ends_its_containers,

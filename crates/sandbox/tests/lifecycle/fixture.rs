@@ -139,6 +139,11 @@ impl Host {
         self.sandbox.create(request).await
     }
 
+    /// Makes a further container of the pod, with a root of EROFS layers.
+    pub(crate) async fn join_with_layers(&mut self, id: &str, args: &[&str]) -> Result<u32, SandboxError> {
+        self.sandbox.create(self.request(id, "member", "container", args)).await
+    }
+
     fn request(&self, id: &str, bundle: &str, kind: &str, args: &[&str]) -> CreateRequest {
         let spec = serde_json::json!({
             "ociVersion": "1.2.0", "process": {"args": args, "cwd": "/"}, "root": {"path": "rootfs"},

@@ -1,7 +1,7 @@
 //! The other end: VMM, guest kernel and agent in one process, which does what it is told to by the "kernel" (how it
 //! boots) and by the container's command line (how it runs).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,7 +17,8 @@ use nacre_protocol::control::{
 use nacre_protocol::fs::START_FD;
 use nacre_protocol::rpc::agent::{
     ContainerRequest, CreateContainerReply, CreateContainerRequest, CreateExecRequest, Empty, EventReply,
-    HelloReply, HelloRequest, ProcessRequest, SignalRequest, StartReply, StatsReply, Stdio, WaitReply,
+    HelloReply, HelloRequest, ProcessRequest, SignalRequest, SlotRequest, StartReply, StatsReply, Stdio,
+    WaitReply,
 };
 use nacre_protocol::rpc::agent_ttrpc::{Agent, create_agent};
 use nacre_protocol::stream::HELLO_LEN;
@@ -63,6 +64,7 @@ pub(crate) fn main() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let boot = async move {
         let guest = Arc::new(Guest { mode, serial: Mutex::new(Some(serial)), ..Guest::default() });
+        let disks = Arc::clone(&guest.disks);
         listener.set_nonblocking(true).unwrap();
         tokio::spawn(take_streams(UnixListener::from_std(listener).unwrap(), guest.clone()));
         let socket = Socket::try_from(agent).unwrap();
@@ -70,7 +72,7 @@ pub(crate) fn main() {
         let mut server =
             Server::new().add_listener(Listener::new(connections)).register_service(create_agent(guest));
         server.start().await.unwrap();
-        tokio::task::spawn_blocking(move || wait_for_end(&control)).await.unwrap();
+        tokio::task::spawn_blocking(move || plug_until_end(&control, &disks)).await.unwrap();
         std::process::exit(0);
     };
     runtime.block_on(boot)
@@ -112,6 +114,38 @@ fn send(control: &OwnedFd, message: &FromVmm) {
     rustix::net::send(control.as_fd(), &serde_json::to_vec(message).unwrap(), SendFlags::empty()).unwrap();
 }
 
+/// Plugs what it is given into slots from 10 on, until the owner closes the socket.
+fn plug_until_end(control: &OwnedFd, plugged: &Mutex<BTreeMap<u32, String>>) {
+    let poll = || {
+        let mut fds = [rustix::event::PollFd::new(control, rustix::event::PollFlags::IN)];
+        rustix::event::poll(&mut fds, None).unwrap();
+        let mut byte = [0; 1];
+        rustix::net::recv(control, &mut byte[..], RecvFlags::PEEK).is_ok_and(|(count, _)| count > 0)
+    };
+    while poll() {
+        let (Envelope { id, request }, _fds) = receive(control);
+        let mut plugged = plugged.lock().unwrap();
+        let result = match request {
+            Request::PlugDisk(disk) => {
+                let slot = (10..26).find(|slot| !plugged.contains_key(slot));
+                let full =
+                    Failure { kind: FailureKind::State, message: "no free hot-plug slot is left".into() };
+                slot.map(|slot| {
+                    plugged.insert(slot, disk.id);
+                    Reply::Plugged { slot }
+                })
+                .ok_or(full)
+            }
+            Request::Unplug { slot } => {
+                plugged.remove(&slot).expect("only what was plugged is unplugged");
+                Ok(Reply::Done)
+            }
+            other => panic!("the owner asks for {other:?}"),
+        };
+        send(control, &FromVmm::Reply { id, result });
+    }
+}
+
 fn wait_for_end(control: &OwnedFd) {
     let mut byte = [0; 1];
     while rustix::net::recv(control, &mut byte[..], RecvFlags::empty()).is_ok_and(|(count, _)| count > 0) {}
@@ -133,6 +167,8 @@ struct Guest {
     processes: Mutex<HashMap<(String, String), Process>>,
     streams: Mutex<HashMap<Vec<u8>, UnixStream>>,
     arrived: Notify,
+    /// Disks that were plugged, by their slots.
+    disks: Arc<Mutex<BTreeMap<u32, String>>>,
 }
 
 async fn take_streams(listener: UnixListener, guest: Arc<Guest>) {
@@ -243,11 +279,29 @@ impl Agent for Guest {
             self.add(&request.container_id, "", args, request.stdio.unwrap_or_default());
             return Ok(CreateContainerReply { pid: 200, ..CreateContainerReply::default() });
         }
+        let disk = &request.rootfs.layered().disk_id;
+        if disk != "rootfs" {
+            assert!(self.disks.lock().unwrap().values().any(|id| id == disk), "{disk} is not plugged");
+            assert!(request.devices.iter().all(|device| device.disk_id.starts_with('c')));
+        }
         let layers =
             request.rootfs.layered().layers.iter().map(|layer| (layer.offset_bytes, layer.length_bytes));
         assert_eq!(layers.collect::<Vec<_>>(), [(0, 8192)]);
         self.add(&request.container_id, "", args, request.stdio.unwrap_or_default());
         Ok(CreateContainerReply { pid: 100, rootfs_us: 10, create_us: 20, ..CreateContainerReply::default() })
+    }
+
+    async fn bind_slot(&self, _: &TtrpcContext, request: SlotRequest) -> ttrpc::Result<Empty> {
+        assert!(self.disks.lock().unwrap().contains_key(&request.slot), "slot {} is empty", request.slot);
+        if self.mode == "no-disks" {
+            return Err(get_rpc_status(ttrpc::Code::INTERNAL, "the driver failed"));
+        }
+        Ok(Empty::new())
+    }
+
+    async fn unbind_slot(&self, _: &TtrpcContext, request: SlotRequest) -> ttrpc::Result<Empty> {
+        assert!(self.disks.lock().unwrap().contains_key(&request.slot), "slot {} is empty", request.slot);
+        Ok(Empty::new())
     }
 
     async fn create_exec(&self, _: &TtrpcContext, request: CreateExecRequest) -> ttrpc::Result<Empty> {

@@ -117,3 +117,38 @@ pub(crate) async fn death_of_a_pods_vm_is_told_to_who_waits(mut host: Host) -> H
     assert!(host.sandbox.shutdown(Force::Empty).await.unwrap());
     host
 }
+
+pub(crate) async fn layers_of_a_container_that_joins_are_a_disk_that_leaves_with_it(mut host: Host) -> Host {
+    host.create_pod(&["sleep"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    // More of them than there are slots, one after the other.
+    for round in 0..20 {
+        let id = format!("app{round}");
+        host.join_with_layers(&id, &["exit", "0"]).await.unwrap();
+        host.sandbox.start(init_of(&id)).await.unwrap();
+        host.sandbox.wait(init_of(&id)).await.unwrap();
+        host.sandbox.delete(init_of(&id)).await.unwrap();
+        // Nobody else takes the events out.
+        while host.events.try_recv().is_ok() {}
+    }
+    for round in 0..16 {
+        host.join_with_layers(&format!("side{round}"), &["sleep"]).await.unwrap();
+    }
+    let error = host.join_with_layers("one-more", &["sleep"]).await.unwrap_err().to_string();
+    assert!(error.contains("no free hot-plug slot is left"), "{error}");
+    // One that leaves makes room.
+    host.sandbox.delete(init_of("side3")).await.unwrap();
+    host.join_with_layers("one-more", &["sleep"]).await.unwrap();
+    host
+}
+
+pub(crate) async fn disk_that_the_guest_does_not_take_is_taken_back(mut host: Host) -> Host {
+    host.kernel("no-disks");
+    host.create_pod(&["sleep"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    for _ in 0..20 {
+        let error = host.join_with_layers("app", &["sleep"]).await.unwrap_err().to_string();
+        assert!(error.contains("the driver failed"), "{error}");
+    }
+    host
+}
