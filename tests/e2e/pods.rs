@@ -156,3 +156,57 @@ fn sandbox_api_needs_no_pause_container() {
     pod.end();
     assert!(vmms.new().is_empty());
 }
+
+/// A loop device of the host's, gone with the test.
+struct LoopDevice(String);
+
+impl LoopDevice {
+    fn on(file: &Path) -> Self {
+        let out = Outcome::of(Command::new("losetup").args(["-f", "--show"]).arg(file)).ok();
+        Self(out.text().to_owned())
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let _ = Command::new("losetup").args(["-d", &self.0]).status();
+    }
+}
+
+#[test]
+fn block_snapshots_and_raw_block_volumes_are_disks_of_the_pods_vm() {
+    let _census = TestSandbox::new();
+    let containerd = Containerd::with_block_snapshots();
+    let cri = containerd.cri();
+    let volume = containerd.path("volume");
+    fs::write(&volume, [b"from the host".as_slice(), &vec![0; 1 << 20]].concat()).unwrap();
+    let device = LoopDevice::on(&volume);
+    let pod = Pod::run_with(&cri, "nacre-block", "disks", &containerd.path("logs"));
+    let wish = Wish::sh("exec sleep 100000").device(&device.0, "/dev/xvda", "rwm");
+    let app = pod.start("app", wish);
+    let inside = |script: &str| pod.exec(&app, &["sh", "-c", script]);
+
+    // Its root is a disk of the guest's, which the host has not mounted.
+    assert!(inside("mount").ok().text().contains("on / type ext4"));
+    let mounts = fs::read_to_string("/proc/mounts").unwrap();
+    assert!(!mounts.contains("blockfile"), "{mounts}");
+    inside("echo kept > /new && cat /new").ok();
+
+    assert_eq!(inside("head -c 13 /dev/xvda").ok().text(), "from the host");
+    inside("printf 'from the guest' | dd of=/dev/xvda bs=512 seek=1 conv=fsync").ok();
+    // Other disks of the guest are not the container's.
+    let foreign = "mknod /tmp/d b $(($(stat -c 0x%t /dev/xvda))) 0 && head -c 1 /tmp/d";
+    assert_ne!(inside(foreign).status, 0);
+    pod.stop(&app);
+    pod.remove(&app);
+
+    // The slots are free again; a volume that may only be read is read-only at the device.
+    let wish = Wish::sh("exec sleep 100000").attempt(1).device(&device.0, "/dev/xvda", "rm");
+    let app = pod.start("app", wish);
+    let inside = |script: &str| pod.exec(&app, &["sh", "-c", script]);
+    let read = "dd if=/dev/xvda bs=512 skip=1 count=1 2>/dev/null | head -c 14";
+    assert_eq!(inside(read).ok().text(), "from the guest");
+    assert_ne!(inside("printf x | dd of=/dev/xvda conv=fsync").status, 0);
+    pod.end();
+    assert!(fs::read(&volume).unwrap()[512..].starts_with(b"from the guest"));
+}

@@ -1,6 +1,7 @@
 //! A containerd of a test's own: its directories, its socket, its network, and the test image.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -16,6 +17,9 @@ const LIMIT_S: &str = "180";
 
 /// The test image, as containerd knows it.
 pub const IMAGE: &str = "localhost/e2e:latest";
+
+/// Room for the test image; each layer's snapshot is a copy of the one below it.
+const BLOCK_SNAPSHOT_BYTES: u64 = 80 << 20;
 
 /// The same image with a command that sleeps, for the sandboxes of pods.
 const PAUSE: &str = "localhost/pause:latest";
@@ -65,6 +69,43 @@ impl Containerd {
             containerd.ctr(&["-n", CRI_NAMESPACE, "image", "import", &archive]).ok();
         }
         containerd
+    }
+
+    /// The same, with the images in a block snapshotter too: each snapshot is an ext4 file system in a file.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn with_block_snapshots() -> Self {
+        let mut containerd = Self::with_cri();
+        containerd.kill();
+        containerd.add_block_snapshotter();
+        containerd.launch();
+        let archive = containerd.path("image.tar").display().to_string();
+        let import = ["-n", CRI_NAMESPACE, "image", "import", "--local", "--snapshotter", "blockfile"];
+        containerd.ctr(&[&import[..], &[&archive]].concat()).ok();
+        containerd
+    }
+
+    fn add_block_snapshotter(&self) {
+        let scratch = self.path("scratch");
+        let file = fs::File::create(&scratch).expect("a file");
+        file.set_len(BLOCK_SNAPSHOT_BYTES).expect("a length");
+        Outcome::of(Command::new("mkfs.ext4").arg("-q").arg(&scratch)).ok();
+        let snapshots = self.path("blockfile");
+        let config = format!(
+            r#"[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre-block]
+runtime_type = "io.containerd.nacre.v2"
+snapshotter = "blockfile"
+[plugins.'io.containerd.snapshotter.v1.blockfile']
+root_path = {snapshots:?}
+scratch_file = {scratch:?}
+fs_type = "ext4"
+mount_options = []
+recreate_scratch = true
+"#
+        );
+        let file = fs::File::options().append(true).open(self.path("config.toml"));
+        file.and_then(|mut file| file.write_all(config.as_bytes())).expect("a configuration");
     }
 
     /// An archive of the test image, with these options of `umoci config`.

@@ -15,9 +15,9 @@ use crate::containerd::IMAGE;
 use crate::sandbox::Outcome;
 use nacre_protocol::cri::{
     ContainerConfig, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
-    ContainerStatusResponse, CreateContainerRequest, Empty, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    Mount, NamespaceOption, PodSandboxConfig, PodSandboxId, PodSandboxStatusResponse, RunPodSandboxRequest,
-    StatusRequest, StatusResponse, StopContainerRequest,
+    ContainerStatusResponse, CreateContainerRequest, Device, Empty, ExecSyncRequest, ExecSyncResponse,
+    ImageSpec, Mount, NamespaceOption, PodSandboxConfig, PodSandboxId, PodSandboxStatusResponse,
+    RunPodSandboxRequest, StatusRequest, StatusResponse, StopContainerRequest,
 };
 
 /// For a call on an emulated machine under load.
@@ -168,6 +168,15 @@ impl Wish {
     pub fn mount(mut self, host: &Path, container: &str) -> Self {
         let (host_path, container_path) = (host.display().to_string(), container.to_owned());
         self.0.mounts.push(Mount { host_path, container_path, ..Default::default() });
+        self
+    }
+
+    /// With a block device of the host; `permissions` are of `rwm`.
+    #[must_use]
+    pub fn device(mut self, host: &str, container: &str, permissions: &str) -> Self {
+        let (host_path, container_path) = (host.to_owned(), container.to_owned());
+        let permissions = permissions.to_owned();
+        self.0.devices.push(Device { host_path, container_path, permissions, ..Default::default() });
         self
     }
 
