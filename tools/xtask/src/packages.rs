@@ -15,6 +15,8 @@ pub(crate) enum Need {
     Compile,
     /// Building the guest kernel.
     Kernel,
+    /// Component tests: oracles and host tools.
+    Test,
     /// Building and running the lab; its QEMU and virtiofsd come with its own root file system.
     Lab,
     /// Running demo and tests on this machine, where KVM works in hardware.
@@ -26,6 +28,7 @@ impl Need {
         match self {
             Self::Compile => &["gcc", "libc6-dev"],
             Self::Kernel => BUILD_PACKAGES,
+            Self::Test => &["erofs-utils", "iproute2", "util-linux"],
             Self::Lab => &["debootstrap", "debian-archive-keyring", "e2fsprogs", "zstd", "xz-utils"],
             Self::Direct => &[
                 "busybox-static",

@@ -43,6 +43,9 @@ type Step<'a> = (&'a str, Box<dyn Fn() -> Result<()> + 'a>);
 /// Runs every step, and tells all that failed at the end.
 pub(crate) fn run_all(project: &Project, options: &Options) -> Result<ExitCode> {
     packages::ensure(&[Need::Compile])?;
+    if !options.quick && !options.no_tests {
+        packages::ensure(&[Need::Test])?;
+    }
     let mut steps: Vec<Step<'_>> = vec![
         ("format", Box::new(|| run(cargo(project).args(["fmt", "--all", "--", "--check", "-l"])))),
         ("spelling", Box::new(|| spelling::check(project))),

@@ -34,7 +34,7 @@ pub(crate) struct Options {
 
 /// Runs all tests.
 pub(crate) fn test(project: &Project, options: &Options) -> Result<ExitCode> {
-    packages::ensure(&[Need::Compile])?;
+    packages::ensure(&[Need::Compile, Need::Test])?;
     let mut count = step("unit, property and component tests", || here(project))?;
     count.add(end_to_end::run(project, options.filter.as_deref())?);
     Ok(count.finish())
