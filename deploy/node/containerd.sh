@@ -7,6 +7,9 @@
 new_file="# made by nacre"
 own_line="# by nacre"
 own_element="# the last one by nacre"
+begin="# nacre begin"
+begin_unended="# nacre begin, after a line without an end"
+end="# nacre end"
 import="\"$drop_in_dir/*.toml\""
 
 configure() {
@@ -30,6 +33,8 @@ configure() {
 }
 
 unconfigure() {
+    # Of an installation that was interrupted.
+    rm -f "$host$config.nacre-new" "$host$drop_in_dir/nacre.toml.nacre-new"
     drop "$drop_in_dir/nacre.toml"
     [ -e "$host$config" ] || return 0
     without_nacre > "$work/main"
@@ -57,17 +62,28 @@ config_version() {
     esac
 }
 
-# The main file as it was, or as a new one begins. An import that others have come to need stays.
+# The main file as it was, or as a new one begins.
 without_nacre() {
     if [ ! -e "$host$config" ]; then
         printf '%s\nversion = %s\n' "$new_file" "$format"
         return
     fi
+    if grep -qx "$begin_unended" "$host$config" && [ "$(tail -n 1 "$host$config")" = "$end" ]; then
+        # The shell takes the last line's end away. By a variable, since a failure within printf's arguments is not seen.
+        lines=$(without_lines)
+        printf '%s' "$lines"
+    else
+        without_lines
+    fi
+}
+
+# An import that others have come to need stays.
+without_lines() {
     pattern=$(printf '%s' "$import" | sed 's/[]*.[]/\\&/g')
     if others_import; then
-        sed -e '/^# nacre begin$/,/^# nacre end$/d' "$host$config"
+        sed -e "/^$begin/,/^$end\$/d" "$host$config"
     else
-        sed -e '/^# nacre begin$/,/^# nacre end$/d' -e "/ $own_line\$/d" \
+        sed -e "/^$begin/,/^$end\$/d" -e "/ $own_line\$/d" \
             -e "/ $own_element\$/{ s|, $pattern||; s|$pattern||; s| $own_element\$||; }" "$host$config"
     fi
 }
@@ -112,11 +128,10 @@ with_block() {
         die "$config has a runtime nacre that this script did not put there"
     fi
     cat "$work/plain"
-    # A last line without an end gets one, and keeps it.
-    [ -z "$(tail -c 1 "$work/plain")" ] || echo
-    echo "# nacre begin"
+    # A last line without an end gets one, and the mark to lose it again.
+    if [ -z "$(tail -c 1 "$work/plain")" ]; then echo "$begin"; else printf '\n%s\n' "$begin_unended"; fi
     runtime nacre-v2.toml
-    echo "# nacre end"
+    echo "$end"
 }
 
 # Our table, and where the shim is: not on the PATH of a containerd that knows nothing of it.

@@ -58,11 +58,11 @@ uninstall() {
     # First the label: the scheduler sends no more pods, and the ones that run are the last.
     set_label null
     [ -d "$host$prefix" ] || { say "not installed"; return 0; }
-    running=$(sandboxes)
-    [ -z "$running" ] || later "sandboxes are running:$running"
+    wait_for_sandboxes "the programs are to be removed"
     unconfigure
     restart_containerd || die "containerd did not restart"
-    # Only when no containerd can ask for them any more.
+    # From here on no containerd asks for them; one that did until now may have started a sandbox since the last look.
+    wait_for_sandboxes "the programs are to be removed"
     dirs=$(sort -r "$host$prefix/made-directories" || true)
     rm -rf "$host$prefix"
     for dir in $dirs; do
@@ -79,20 +79,28 @@ sandboxes() {
     done
 }
 
+wait_for_sandboxes() {
+    running=$(sandboxes)
+    [ -z "$running" ] || later "$1, and sandboxes are running:$running"
+}
+
+# A shim of the old version would call programs of the new one: all are written before the first is renamed.
 install_programs() {
     make_dir "$prefix/bin"
     make_dir "$prefix/guest"
+    changed=
+    replaced=
     for file in $programs; do
         target=$host$prefix/$file
         cmp -s "$tree/$file" "$target" && continue
-        if [ -e "$target" ]; then
-            # A shim of the old version would call programs of the new one.
-            running=$(sandboxes)
-            [ -z "$running" ] || later "another version is to be installed, and sandboxes are running:$running"
-        fi
+        changed="$changed $file"
+        [ ! -e "$target" ] || replaced=yes
         cp "$tree/$file" "$target.new"
         case $file in bin/*) chmod 755 "$target.new" ;; *) chmod 644 "$target.new" ;; esac
-        mv -f "$target.new" "$target"
+    done
+    [ -z "$replaced" ] || wait_for_sandboxes "another version is to be installed"
+    for file in $changed; do
+        mv -f "$host$prefix/$file.new" "$host$prefix/$file"
         say "put $prefix/$file"
     done
 }
@@ -105,10 +113,12 @@ make_dir() {
         missing="$missing $dir"
         dir=$(dirname "$dir")
     done
-    mkdir -p "$host$1"
+    # Noted first: what is made and not noted would stay.
+    mkdir -p "$host$prefix"
     for dir in $missing; do
         echo "$dir" >> "$host$prefix/made-directories"
     done
+    mkdir -p "$host$1"
 }
 
 check_node() {

@@ -33,6 +33,13 @@ done
 exit 1
 SCRIPT
 chmod 755 "$RESTART"
+# The same, after a pod that nobody has told the installer about.
+cat > "$work/late" << SCRIPT
+#!/bin/bash
+"$crictl" --timeout 240s -r unix:///run/containerd/containerd.sock runp --runtime nacre "$work/pod.json" > "$work/late-pod" || exit 1
+exec "$RESTART"
+SCRIPT
+chmod 755 "$work/late"
 cri() { "$crictl" --timeout 240s -r unix:///run/containerd/containerd.sock -i unix:///run/containerd/containerd.sock "$@"; }
 census() { find /etc/containerd /opt -exec ls -ld --time-style=+ {} + -type f -exec sha256sum {} + | sed 's/^\(d[^ ]*\) *[0-9]* /\1 /' | sort; }
 
@@ -76,6 +83,11 @@ check() {
     "$installer" uninstall || status=$?
     [ "$status" = 75 ] || fail "uninstall below a running pod: status $status"
     cri rmp -f "$pod" > /dev/null
+    status=0
+    RESTART=$work/late "$installer" uninstall || status=$?
+    [ "$status" = 75 ] || fail "a pod started before the restart of uninstall: status $status"
+    [ -x /opt/nacre/bin/nacre-fs ] || fail "the programs of a running pod were removed"
+    cri rmp -f "$(cat "$work/late-pod")" > /dev/null || fail "a pod cannot be removed without the handler"
     "$installer" uninstall
     [ "$(census)" = "$before" ] || fail "the node is not what it was: $(diff <(echo "$before") <(census))"
     ! cri runp --runtime nacre "$work/pod.json" > /dev/null 2>&1 || fail "containerd still has the handler"

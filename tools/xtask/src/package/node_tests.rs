@@ -1,129 +1,15 @@
 //! `deploy/node/install.sh` on a made-up node: `curl` notes its calls, commands stand in for restart and check.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod node;
 
-use crate::project::Project;
+use std::fs;
+
+use node::{Node, told};
 
 /// Path of containerd's main file on a node.
 const CONFIG: &str = "etc/containerd/config.toml";
 /// Status for "not now".
 const BUSY: Option<i32> = Some(75);
-
-/// Every file, link and directory below a root: mode and bytes by path.
-type Tree = BTreeMap<PathBuf, (u32, Vec<u8>)>;
-
-struct Node {
-    dir: tempfile::TempDir,
-}
-
-impl Node {
-    /// A node with this configuration of containerd.
-    fn new(config: Option<&str>) -> Self {
-        let node = Self { dir: tempfile::tempdir().unwrap() };
-        node.unpack();
-        fs::create_dir_all(node.host("usr/bin")).unwrap();
-        if let Some(text) = config {
-            node.write(CONFIG, text);
-            fs::set_permissions(node.host(CONFIG), fs::Permissions::from_mode(0o640)).unwrap();
-        }
-        let path = node.dir.path().join("bin/curl");
-        fs::create_dir(path.parent().unwrap()).unwrap();
-        fs::write(&path, "#!/bin/sh\ncat > \"$CALLS.stdin\"; printf '%s\\n' \"$@\" >> \"$CALLS.curl\"\n")
-            .unwrap();
-        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
-        node
-    }
-
-    /// The archive, as far as the script is concerned.
-    fn unpack(&self) {
-        let deploy = Project::find().unwrap().root.join("deploy");
-        for name in
-            ["node/install.sh", "node/containerd.sh", "containerd/nacre.toml", "containerd/nacre-v2.toml"]
-        {
-            let to = self.dir.path().join("archive").join(name);
-            fs::create_dir_all(to.parent().unwrap()).unwrap();
-            fs::copy(deploy.join(name), to).unwrap();
-        }
-        for name in ["nacre", "containerd-shim-nacre-v2", "nacre-vmm", "nacre-fs"] {
-            self.release(&format!("bin/{name}"), "1");
-        }
-        for name in ["vmlinux", "initramfs.cpio"] {
-            self.release(&format!("guest/{name}"), "1");
-        }
-    }
-
-    /// Puts a file of another version into the archive.
-    fn release(&self, name: &str, text: &str) {
-        let to = self.dir.path().join("archive").join(name);
-        fs::create_dir_all(to.parent().unwrap()).unwrap();
-        fs::write(to, text).unwrap();
-    }
-
-    fn host(&self, path: &str) -> PathBuf {
-        self.dir.path().join("host").join(path)
-    }
-
-    fn write(&self, path: &str, text: &str) {
-        fs::create_dir_all(self.host(path).parent().unwrap()).unwrap();
-        fs::write(self.host(path), text).unwrap();
-    }
-
-    fn read(&self, path: &str) -> String {
-        fs::read_to_string(self.host(path)).unwrap_or_default()
-    }
-
-    fn start_sandbox(&self) {
-        self.write("run/nacre/k8s.io/abc/state.json", "{}");
-    }
-
-    fn run_with(&self, verb: &str, variables: &[(&str, &str)]) -> Output {
-        let path = format!("{}:/usr/bin:/bin", self.dir.path().join("bin").display());
-        let calls = self.dir.path().join("calls").display().to_string();
-        let mut command = Command::new("sh");
-        command.arg(self.dir.path().join("archive/node/install.sh")).arg(verb);
-        command.env_clear().env("PATH", path).env("HOST_ROOT", self.host("")).env("CALLS", calls);
-        command.env("CHECK", "true").env("RESTART", "echo restart >> \"$CALLS.restart\"");
-        command.envs(variables.iter().copied()).output().unwrap()
-    }
-
-    fn run(&self, verb: &str) -> Output {
-        self.run_with(verb, &[])
-    }
-
-    fn ok(&self, verb: &str) {
-        let output = self.run(verb);
-        assert!(output.status.success(), "{}", told(&output));
-    }
-
-    fn restarts(&self) -> usize {
-        fs::read_to_string(self.dir.path().join("calls.restart")).unwrap_or_default().lines().count()
-    }
-
-    fn tree(&self) -> Tree {
-        let mut tree = Tree::new();
-        walk(&self.host(""), &mut tree);
-        tree
-    }
-}
-
-fn walk(path: &Path, tree: &mut Tree) {
-    let metadata = fs::symlink_metadata(path).unwrap();
-    let bytes = if metadata.is_file() { fs::read(path).unwrap() } else { Vec::new() };
-    tree.insert(path.to_owned(), (metadata.permissions().mode(), bytes));
-    if metadata.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            walk(&entry.unwrap().path(), tree);
-        }
-    }
-}
-
-fn told(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 const TABLE: &str = "[plugins.'io.containerd.cri.v1.images']\nsnapshotter = \"overlayfs\"\n";
 
@@ -138,6 +24,7 @@ fn configurations() -> Vec<Option<String>> {
         Some(format!("version = 3\nimports = [\"/etc/containerd/conf.d/*.toml\"]\n{TABLE}")),
         Some("version = 3".into()),
         Some("version = 2\n[plugins.\"io.containerd.grpc.v1.cri\"]\nsandbox_image = \"x\"\n".into()),
+        Some("version = 2\n[debug]\nlevel = \"info\"".into()),
     ]
 }
 
@@ -179,7 +66,7 @@ fn version_3_gets_a_drop_in_and_its_import() {
 
 #[test]
 fn version_2_gets_a_block_at_its_end_and_no_drop_in() {
-    let node = Node::new(Some("version = 2\n[debug]\nlevel = \"info\""));
+    let node = Node::new(Some("version = 2\n[debug]\nlevel = \"info\"\n"));
     node.ok("install");
     let config = node.read(CONFIG);
     assert!(
@@ -187,6 +74,15 @@ fn version_2_gets_a_block_at_its_end_and_no_drop_in() {
         "{config}"
     );
     assert!(!node.host("etc/containerd/conf.d/nacre.toml").exists());
+}
+
+#[test]
+fn what_others_have_put_behind_the_block_stays_on_a_line_of_its_own() {
+    let node = Node::new(Some("version = 2\n[debug]"));
+    node.ok("install");
+    node.write(CONFIG, &(node.read(CONFIG) + "[metrics]\n"));
+    node.ok("uninstall");
+    assert_eq!(node.read(CONFIG), "version = 2\n[debug]\n[metrics]\n");
 }
 
 #[test]
@@ -215,6 +111,17 @@ fn configuration_that_is_not_understood_is_left_alone() {
         assert_eq!((node.read(CONFIG).as_str(), node.restarts()), (config, 0));
         assert!(!node.host("etc/containerd/conf.d/nacre.toml").exists(), "{config:?}");
     }
+}
+
+#[test]
+fn configuration_that_cannot_be_taken_apart_is_not_replaced() {
+    let node = Node::new(Some("version = 2\n[debug]"));
+    node.ok("install");
+    let before = node.read(CONFIG);
+    node.stand_in("sed", "exit 4");
+    let output = node.run("uninstall");
+    assert!(!output.status.success(), "{}", told(&output));
+    assert_eq!(node.read(CONFIG), before);
 }
 
 #[test]
@@ -270,6 +177,47 @@ fn restart_that_was_interrupted_is_made_up_for() {
     node.write("opt/nacre/restart-containerd", "");
     node.ok("install");
     assert_eq!(node.restarts(), 2);
+}
+
+/// Makes a sandbox while a command of the script runs.
+const START_SANDBOX: &str = "mkdir -p \"$HOST_ROOT/run/nacre/k8s.io/late\"";
+
+#[test]
+fn sandbox_that_starts_before_the_restart_of_an_uninstall_keeps_its_programs() {
+    let node = Node::new(Some("version = 3\n"));
+    node.ok("install");
+    let output = node.run_with("uninstall", &[("RESTART", START_SANDBOX)]);
+    assert_eq!(output.status.code(), BUSY, "{}", told(&output));
+    assert_eq!(node.read("opt/nacre/bin/nacre-fs"), "1");
+    fs::remove_dir_all(node.host("run")).unwrap();
+    node.ok("uninstall");
+    assert!(!node.host("opt").exists());
+}
+
+#[test]
+fn sandbox_that_starts_while_an_update_is_copied_finds_one_version() {
+    let node = Node::new(Some("version = 3\n"));
+    node.ok("install");
+    node.release("bin/nacre", "2");
+    node.release("bin/nacre-fs", "2");
+    node.stand_in("cp", &format!("{START_SANDBOX}\nexec /bin/cp \"$@\""));
+    assert_eq!(node.run("install").status.code(), BUSY);
+    let versions = ["nacre", "nacre-fs"].map(|name| node.read(&format!("opt/nacre/bin/{name}")));
+    assert_eq!(versions, ["1", "1"]);
+}
+
+#[test]
+fn files_of_an_interrupted_install_go_as_well() {
+    for config in [None, Some("version = 3\n")] {
+        let node = Node::new(config);
+        let before = node.tree();
+        node.ok("install");
+        node.write("etc/containerd/config.toml.nacre-new", "half");
+        node.write("etc/containerd/conf.d/nacre.toml.nacre-new", "half");
+        node.write("opt/nacre/bin/nacre-vmm.new", "half");
+        node.ok("uninstall");
+        assert_eq!(node.tree(), before, "{config:?}");
+    }
 }
 
 #[test]
