@@ -7,6 +7,7 @@
 //! | [`detached`] | `run -d` and the commands for what it starts |
 //! | [`docker`] | the same under a real Docker daemon, with its networks |
 //! | [`containerd`], [`pods`] | the same under a real containerd: `ctr`, and the calls of a kubelet |
+//! | [`workloads`] | what a kubelet asks of the containers of a pod |
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
 //! | [`images`] | `pull`, `images`, `inspect`, `rmi`, `system prune` |
 
@@ -18,3 +19,4 @@ mod images;
 mod limits;
 mod pods;
 mod run;
+mod workloads;

@@ -16,8 +16,9 @@ use crate::sandbox::Outcome;
 use nacre_protocol::cri::{
     ContainerConfig, ContainerId, ContainerStats, ContainerStatsResponse, ContainerStatus,
     ContainerStatusResponse, CreateContainerRequest, Device, Empty, ExecSyncRequest, ExecSyncResponse,
-    ImageSpec, Mount, NamespaceOption, PodSandboxConfig, PodSandboxId, PodSandboxStatusResponse,
-    RunPodSandboxRequest, StatusRequest, StatusResponse, StopContainerRequest,
+    ImageSpec, LinuxContainerResources, LinuxContainerSecurityContext, Mount, NamespaceOption,
+    PodSandboxConfig, PodSandboxId, PodSandboxStatusResponse, RunPodSandboxRequest, StatusRequest,
+    StatusResponse, StopContainerRequest, UpdateContainerResourcesRequest,
 };
 
 /// For a call on an emulated machine under load.
@@ -171,6 +172,23 @@ impl Wish {
         self
     }
 
+    /// With a directory or file of the host that it may not write to.
+    #[must_use]
+    pub fn mount_read_only(self, host: &Path, container: &str) -> Self {
+        let mut wish = self.mount(host, container);
+        if let Some(mount) = wish.0.mounts.last_mut() {
+            mount.readonly = true;
+        }
+        wish
+    }
+
+    /// With another security context.
+    #[must_use]
+    pub fn security(mut self, change: impl FnOnce(&mut LinuxContainerSecurityContext)) -> Self {
+        change(self.0.linux.mut_or_insert_default().security_context.mut_or_insert_default());
+        self
+    }
+
     /// With a block device of the host; `permissions` are of `rwm`.
     #[must_use]
     pub fn device(mut self, host: &str, container: &str, permissions: &str) -> Self {
@@ -216,7 +234,12 @@ impl<'a> Pod<'a> {
     /// The same, with another handler of the runtime.
     #[track_caller]
     pub fn run_with(cri: &'a Cri, handler: &str, name: &str, logs: &Path) -> Self {
-        let config = pod_config(name, logs);
+        Self::run_config(cri, handler, pod_config(name, logs))
+    }
+
+    /// The same, with a configuration of its own.
+    #[track_caller]
+    pub fn run_config(cri: &'a Cri, handler: &str, config: PodSandboxConfig) -> Self {
         std::fs::create_dir_all(&config.log_directory).expect("a directory for logs");
         let mut request = RunPodSandboxRequest::new();
         request.config = Some(config.clone()).into();
@@ -317,13 +340,28 @@ impl<'a> Pod<'a> {
         reply.stats.take().unwrap_or_default()
     }
 
+    /// Changes the limits of a container.
+    #[track_caller]
+    pub fn update(&self, container: &str, limits: LinuxContainerResources) {
+        let mut request = UpdateContainerResourcesRequest::new();
+        request.container_id = container.to_owned();
+        request.linux = Some(limits).into();
+        let _: Empty = self.cri.must("UpdateContainerResources", &request);
+    }
+
+    /// Ends a container, with so many seconds for it to end by itself.
+    #[track_caller]
+    pub fn stop_within(&self, container: &str, seconds: i64) -> ContainerStatus {
+        let container_id = container.to_owned();
+        let request = StopContainerRequest { container_id, timeout: seconds, ..Default::default() };
+        let _: Empty = self.cri.must("StopContainer", &request);
+        self.status(container)
+    }
+
     /// Ends a container, with a second for it to end by itself.
     #[track_caller]
     pub fn stop(&self, container: &str) -> ContainerStatus {
-        let request =
-            StopContainerRequest { container_id: container.into(), timeout: 1, ..Default::default() };
-        let _: Empty = self.cri.must("StopContainer", &request);
-        self.status(container)
+        self.stop_within(container, 1)
     }
 
     /// Forgets a container.
@@ -359,7 +397,8 @@ fn namespaces() -> NamespaceOption {
     NamespaceOption { network: OF_POD, pid: OF_CONTAINER, ipc: OF_POD, ..Default::default() }
 }
 
-fn pod_config(name: &str, logs: &Path) -> PodSandboxConfig {
+/// A pod as a kubelet describes it.
+pub fn pod_config(name: &str, logs: &Path) -> PodSandboxConfig {
     let mut config = PodSandboxConfig::new();
     let metadata = config.metadata.mut_or_insert_default();
     metadata.name = name.to_owned();

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kvm_ioctls::Cap;
 use nacre_kvm_probe::{Kvm, ProbeError, Ring0};
+use nacre_protocol::assets::{self, ASSETS_ENV};
 use serde::Serialize;
 
 /// How a point stands.
@@ -212,12 +213,9 @@ fn memory() -> Finding {
 
 fn assets() -> Finding {
     const WHAT: &str = "guest files";
-    let beside = std::env::current_exe().ok().and_then(|exe| Some(exe.parent()?.to_owned()));
-    let mut dirs: Vec<_> = std::env::var_os("NACRE_ASSETS").map(Into::into).into_iter().collect();
-    dirs.extend(beside.iter().flat_map(|bin| [bin.join("guest"), bin.join("../guest")]));
-    dirs.push("/usr/lib/nacre/guest".into());
-    let whole =
-        |dir: &std::path::PathBuf| ["vmlinux", "initramfs.cpio"].iter().all(|name| dir.join(name).is_file());
+    let first = std::env::var_os(ASSETS_ENV).map(PathBuf::from);
+    let dirs = assets::dirs(first, std::env::current_exe().ok().as_deref());
+    let whole = |dir: &PathBuf| ["vmlinux", "initramfs.cpio"].iter().all(|name| dir.join(name).is_file());
     match dirs.iter().find(|dir| whole(dir)) {
         Some(dir) => Finding::ok(WHAT, format!("in {}", dir.display())),
         None => Finding::bad(

@@ -14,6 +14,7 @@
 //! Both sides of each border share this vocabulary and no code. `docs/protocol.md` draws the sequences.
 
 pub mod annotations;
+pub mod assets;
 pub mod control;
 #[cfg(feature = "cri")]
 pub mod cri;

@@ -8,13 +8,10 @@ use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
+use nacre_protocol::assets;
+pub use nacre_protocol::assets::ASSETS_ENV;
+
 use crate::config::AssetSettings;
-
-/// Environment variable with the directory of all assets.
-pub const ASSETS_ENV: &str = "NACRE_ASSETS";
-
-/// Where packages install the assets.
-pub const SYSTEM_DIR: &str = "/usr/lib/nacre";
 
 const KERNEL: &str = "vmlinux";
 const INITRAMFS: &str = "initramfs.cpio";
@@ -118,15 +115,8 @@ pub struct Assets {
 impl Assets {
     /// The places of this host.
     pub fn new(settings: &AssetSettings) -> Self {
-        let mut dirs: Vec<PathBuf> = std::env::var_os(ASSETS_ENV).map(PathBuf::from).into_iter().collect();
-        dirs.extend(settings.dir.clone());
-        if let Some(bin) = std::env::current_exe().ok().as_deref().and_then(Path::parent) {
-            dirs.extend([bin.to_owned(), bin.join("guest")]);
-            dirs.extend(
-                bin.parent().into_iter().flat_map(|prefix| [prefix.join("guest"), prefix.join("lib/nacre")]),
-            );
-        }
-        dirs.extend([PathBuf::from(SYSTEM_DIR), Path::new(SYSTEM_DIR).join("guest")]);
+        let first = std::env::var_os(ASSETS_ENV).map(PathBuf::from).into_iter().chain(settings.dir.clone());
+        let dirs = assets::dirs(first, std::env::current_exe().ok().as_deref());
         Self { kernel: settings.kernel.clone(), initramfs: settings.initramfs.clone(), dirs }
     }
 

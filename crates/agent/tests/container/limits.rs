@@ -74,6 +74,10 @@ fn limits_are_written_and_figures_read() {
     assert_eq!(lines, ["104857600", "52428800", "0", "77", "50000 100000", "59", "up"]);
     let cgroup = started.container.cgroup();
     cgroup.update(br#"{"memory":{"limit":209715200,"swap":-1},"pids":{"limit":-1}}"#).unwrap();
+    // The same rules again, as containerd sends them.
+    let rules = br#"{"devices":[{"allow":false,"access":"rwm"}]}"#;
+    cgroup.update(rules).unwrap();
+    cgroup.update(rules).unwrap();
     let stats = cgroup.stats().unwrap();
     assert_eq!((stats.memory_max, stats.pids_max, stats.pids_current), (209_715_200, u64::MAX, 1));
     assert!(stats.memory_current > 0 && stats.cpu_usage_usec > 0 && stats.memory_stat.contains("anon "));

@@ -155,7 +155,8 @@ impl Core {
                 return Err(SandboxError::MemoryAboveGuest { wanted_mib, guest_mib });
             }
         }
-        machine.explained(machine.agent().update(id, resources_json).await).await?;
+        let updated = machine.agent().update(id, without_devices(&resources_json)?).await;
+        machine.explained(updated).await?;
         if let (Place::First(_), Some(cgroup)) = (&container.place, machine.cgroup())
             && resources.cpu.quota.is_some()
         {
@@ -176,9 +177,32 @@ impl Core {
     }
 }
 
+/// Limits without rules for devices, which stay as they were: containerd repeats those of the creation, and the numbers of
+/// block devices among them are the host's.
+fn without_devices(resources_json: &[u8]) -> Result<Vec<u8>, SandboxError> {
+    let mut resources: serde_json::Value =
+        serde_json::from_slice(resources_json).map_err(SandboxError::Resources)?;
+    if let Some(resources) = resources.as_object_mut() {
+        resources.remove("devices");
+    }
+    serde_json::to_vec(&resources).map_err(SandboxError::Resources)
+}
+
 /// Columns and rows of an OCI process object, where it has them.
 fn console_size(process_json: &[u8]) -> Option<(u32, u32)> {
     let process: serde_json::Value = serde_json::from_slice(process_json).ok()?;
     let size = |key: &str| u32::try_from(process.get("consoleSize")?.get(key)?.as_u64()?).ok();
     Some((size("width")?, size("height")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f12_update_has_no_rules_for_devices() {
+        let given = br#"{"cpu":{"quota":1},"devices":[{"allow":true,"type":"b","major":254,"minor":0}]}"#;
+        assert_eq!(without_devices(given).unwrap(), br#"{"cpu":{"quota":1}}"#);
+        assert!(without_devices(b"{").is_err());
+    }
 }

@@ -299,6 +299,10 @@ impl Cgroup {
     fn set_devices(&self, rules: &[devices::Rule]) -> Result<(), CgroupError> {
         let new = devices::load(rules).map_err(CgroupError::Devices)?;
         let mut attached = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        // Equal rules are one program, which the kernel does not attach twice.
+        if attached.as_ref().is_some_and(|old| Arc::ptr_eq(old, &new)) {
+            return Ok(());
+        }
         bpf::attach_device_program(&self.dir, &*new).map_err(CgroupError::Devices)?;
         if let Some(old) = attached.replace(new) {
             bpf::detach_device_program(&self.dir, &*old).map_err(CgroupError::Devices)?;
