@@ -49,9 +49,13 @@ pub(crate) enum ShimError {
 }
 
 impl ShimError {
-    /// The shim, or the process asked for, is not there.
+    /// The shim, or the process asked for, is not there any more; one that is shutting down answers "unavailable".
     pub(crate) fn is_gone(&self) -> bool {
-        matches!(self, Self::Gone(_) | Self::Broken(_)) || matches!(self, Self::Refused(_, Code::NOT_FOUND))
+        match self {
+            Self::Gone(_) | Self::Broken(_) => true,
+            Self::Refused(_, code) => matches!(code, Code::NOT_FOUND | Code::UNAVAILABLE),
+            _ => false,
+        }
     }
 }
 
@@ -253,6 +257,13 @@ pub(crate) fn any(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shim_that_is_shutting_down_has_nothing_left_to_stop() {
+        let refused = |code| ShimError::Refused("x".into(), code).is_gone();
+        assert!(refused(Code::UNAVAILABLE) && refused(Code::NOT_FOUND));
+        assert!(!refused(Code::FAILED_PRECONDITION));
+    }
 
     #[test]
     fn both_forms_of_address_are_taken() {

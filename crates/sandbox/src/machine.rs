@@ -371,9 +371,20 @@ impl Machine {
                 self.unplug(slot).await?;
             }
         }
+        let mut failed = None;
         for tap in changes.added {
-            let slot = self.plug_net(&tap).await?;
-            self.link_slots.insert(tap.link, slot);
+            match self.plug_net(&tap).await {
+                Ok(slot) => drop(self.link_slots.insert(tap.link, slot)),
+                Err(error) => {
+                    if let Some(network) = &mut self.network {
+                        network.forget(tap.link).await;
+                    }
+                    failed = Some(error);
+                }
+            }
+        }
+        if let Some(error) = failed {
+            return Err(error);
         }
         if let Some(request) = self.network.as_ref().and_then(Network::untold) {
             let configured = self.agent.configure_network(request).await;

@@ -222,8 +222,20 @@ impl Network {
         self.taps.insert(tap.name.clone());
         // Before the call: what it has done until it fails is to be undone as well.
         self.joined.push(Joined { link: link.index, mac: link.mac });
-        join::join(handle, link, &tap.name).await?;
+        if let Err(error) = join::join(handle, link, &tap.name).await {
+            self.forget(link.index).await;
+            return Err(error);
+        }
         Ok(Tap { link: link.index, file: tap.file, mac: link.mac, mtu: link.mtu })
+    }
+
+    /// Gives a link back that the guest did not get: the next look finds it as new.
+    pub async fn forget(&mut self, link: u32) {
+        self.joined.retain(|joined| joined.link != link);
+        if let Some(Conversation { handle, .. }) = &self.conversation {
+            // It may be gone.
+            let _ = join::let_go(handle, link).await;
+        }
     }
 
     /// What the guest is to be told, where it does not know it yet.

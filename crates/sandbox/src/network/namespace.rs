@@ -53,12 +53,18 @@ impl Namespace {
     /// A connection to the kernel's routing tables in there, and what they tell unasked.
     pub(super) fn netlink(&self) -> Result<(Handle, Events, JoinHandle<()>), NetworkError> {
         let runtime = tokio::runtime::Handle::current();
-        let (connection, handle, events) = self.inside(|| {
+        // Two sockets: what the kernel tells unasked has the sequence number of whoever caused it, and would pass for the
+        // answer to a request of ours.
+        let ((connection, handle, _), (watch, watch_handle, events)) = self.inside(|| {
             // The socket belongs to the namespace of the thread that makes it, and to the runtime that it is made in.
             let _guard = runtime.enter();
-            rtnetlink::new_multicast_connection(&WATCHED)
+            Ok((rtnetlink::new_connection()?, rtnetlink::new_multicast_connection(&WATCHED)?))
         })?;
-        Ok((handle, Events(Box::pin(events.map(drop))), tokio::spawn(connection)))
+        let task = tokio::spawn(async move {
+            let _handle = watch_handle;
+            futures_util::future::join(connection, watch).await;
+        });
+        Ok((handle, Events(Box::pin(events.map(drop))), task))
     }
 
     pub(super) fn make_tap(&self) -> Result<NewTap, NetworkError> {
