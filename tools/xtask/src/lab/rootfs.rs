@@ -45,7 +45,10 @@ const PACKAGES: &[&str] = &[
 
 /// From sid, since later work needs their newer versions (containerd's Sandbox API, Docker's runtimes by type).
 const NEWER_PACKAGES: &[&str] =
-    &["containerd", "containernetworking-plugins", "docker-cli", "docker.io", "umoci"];
+    &["containerd", "containernetworking-plugins", "docker-cli", "docker-compose", "docker.io", "umoci"];
+
+/// From [`SUITE`] too, unpacked into a folder of its own: the containerd that many nodes still run.
+const OLDER_CONTAINERD: (&str, &str) = ("containerd", "opt/containerd-1.7");
 
 /// Parts of packages that a machine without people and firmware does without.
 const UNUSED: &[&str] =
@@ -53,7 +56,8 @@ const UNUSED: &[&str] =
 
 /// What the root file system depends on.
 pub(super) fn stamp() -> String {
-    format!("2 {SUITE} {} sid {}", PACKAGES.join(","), NEWER_PACKAGES.join(","))
+    let (older, _) = OLDER_CONTAINERD;
+    format!("3 {SUITE} {},{older} sid {}", PACKAGES.join(","), NEWER_PACKAGES.join(","))
 }
 
 /// Builds the root file system and, beside it, the uncompressed kernel, unless they are current.
@@ -125,12 +129,21 @@ fn add_newer(dir: &Path, root: &Path, mirror: &str) -> Result<()> {
     let mut install = chroot(root, "apt-get");
     install.args(["install", "-y", "--no-install-recommends", "-t", "sid"]).args(NEWER_PACKAGES);
     logged(dir, "apt-get install", &mut install)?;
+    unpack_older(dir, root)?;
 
     for name in ["sources.list", "preferences.d/sid", "apt.conf.d/90host"] {
         fs::remove_file(apt.join(name))?;
     }
     fs::remove_file(no_services)?;
     Ok(())
+}
+
+fn unpack_older(dir: &Path, root: &Path) -> Result<()> {
+    let (package, to) = OLDER_CONTAINERD;
+    let script = format!(
+        "cd /tmp && apt-get download {package}/{SUITE} && dpkg-deb -x {package}_*.deb /{to} && rm {package}_*.deb"
+    );
+    logged(dir, "apt-get download", chroot(root, "sh").args(["-c", &script]))
 }
 
 fn chroot(root: &Path, program: &str) -> Command {
