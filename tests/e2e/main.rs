@@ -8,6 +8,7 @@
 //! | [`docker`] | the same under a real Docker daemon, with its networks |
 //! | [`containerd`], [`pods`] | the same under a real containerd: `ctr`, and the calls of a kubelet |
 //! | [`workloads`] | what a kubelet asks of the containers of a pod |
+//! | [`forward`] | from one side of a network namespace to the loopback of the other |
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
 //! | [`images`] | `pull`, `images`, `inspect`, `rmi`, `system prune` |
 
@@ -15,6 +16,7 @@ mod containerd;
 mod detached;
 mod docker;
 mod failures;
+mod forward;
 mod images;
 mod limits;
 mod pods;

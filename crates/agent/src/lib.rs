@@ -8,6 +8,7 @@
 //! | [`agent`] | what the methods share |
 //! | [`process`] | process table, reaper, exit statuses; making and deleting |
 //! | [`stream`] | standard streams on raw vsock connections |
+//! | [`tunnel`] | from the host's side of the network to the guest's loopback, and back |
 //! | [`machine`] | identity, facts, slots, links |
 //! | [`container`] | namespaces, cgroup, root file system, the re-executed child |
 //! | `log` | lines on the console |
@@ -24,3 +25,4 @@ pub mod server;
 mod service;
 pub mod stream;
 mod sys;
+pub mod tunnel;

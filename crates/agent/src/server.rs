@@ -7,7 +7,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream};
-use nacre_protocol::ports::{CONTROL_PORT, HOST_CID, STREAM_PORT};
+use nacre_protocol::ports::{CONTROL_PORT, HOST_CID, STREAM_PORT, TUNNEL_PORT};
 use nacre_protocol::rpc::agent_ttrpc::create_agent;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
@@ -21,6 +21,7 @@ use crate::agent::Agent;
 use crate::container;
 use crate::service::Service;
 use crate::stream::accept_hosts;
+use crate::tunnel::accept_tunnels;
 
 /// How long the host may take to close the connection after the reply to Shutdown, which it thereby has.
 const FAREWELL: Duration = Duration::from_secs(1);
@@ -29,8 +30,13 @@ const FAREWELL: Duration = Duration::from_secs(1);
 #[derive(Debug, thiserror::Error)]
 pub enum ServerError {
     /// The guest has no vsock device, or the port is taken.
-    #[error("cannot listen on vsock port {STREAM_PORT}")]
-    Listen(#[source] io::Error),
+    #[error("cannot listen on vsock port {port}")]
+    Listen {
+        /// The port.
+        port: u32,
+        /// Why.
+        source: io::Error,
+    },
     /// The host does not take the connection.
     #[error("cannot connect to vsock port {CONTROL_PORT} of the host")]
     Connect(#[source] io::Error),
@@ -39,7 +45,7 @@ pub enum ServerError {
     Serve(#[source] ttrpc::Error),
 }
 
-/// Opens both vsock doors and serves the host until it goes away or has asked for the end.
+/// Opens the vsock doors and serves the host until it goes away or has asked for the end.
 ///
 /// # Errors
 /// [`ServerError`].
@@ -51,13 +57,17 @@ pub async fn run(agent: Arc<Agent>) -> Result<(), ServerError> {
             tracing::warn!(error = &error as &dyn std::error::Error, "cannot prepare for containers");
         }
     });
-    let any = VsockAddr::new(VMADDR_CID_ANY, STREAM_PORT);
-    let listener = VsockListener::bind(any).map_err(ServerError::Listen)?;
-    tokio::spawn(accept_hosts(listener, Arc::clone(&agent.streams)));
+    tokio::spawn(accept_hosts(listen(STREAM_PORT)?, Arc::clone(&agent.streams)));
+    tokio::spawn(accept_tunnels(listen(TUNNEL_PORT)?));
     let host = VsockAddr::new(HOST_CID, CONTROL_PORT);
     let control = VsockStream::connect(host).await.map_err(ServerError::Connect)?;
     agent.ready();
     serve(control, agent).await
+}
+
+fn listen(port: u32) -> Result<VsockListener, ServerError> {
+    VsockListener::bind(VsockAddr::new(VMADDR_CID_ANY, port))
+        .map_err(|source| ServerError::Listen { port, source })
 }
 
 /// Serves one connection until its end.

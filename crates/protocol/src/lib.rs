@@ -8,6 +8,7 @@
 //! | configuration -> shim, agent | [`annotations`] | annotations of the OCI configuration |
 //! | bundle's small files -> agent | [`files`] | by value in `CreateContainerRequest` |
 //! | shim <-> a process's stdio | [`stream`] | raw bytes on vsock port [`ports::STREAM_PORT`] |
+//! | namespace on the host <-> guest's loopback | [`tunnel`] | raw bytes on vsock port [`ports::TUNNEL_PORT`] |
 //! | shim -> `nacre-fs` | [`fs`] | one JSON message with descriptors on a `SOCK_SEQPACKET` socket |
 //! | `nacre` -> shim | [`task`] | containerd Task API, with options and two files of our own |
 //!
@@ -26,4 +27,5 @@ pub mod ports;
 pub mod rpc;
 pub mod stream;
 pub mod task;
+pub mod tunnel;
 pub mod vm;

@@ -13,6 +13,9 @@ pub const CONTROL_PORT: u32 = 1024;
 /// Guest port on which the agent takes stream connections (module [`crate::stream`]).
 pub const STREAM_PORT: u32 = 1025;
 
+/// Guest port on which the agent takes tunnels (module [`crate::tunnel`]).
+pub const TUNNEL_PORT: u32 = 1026;
+
 /// Where the guest mounts the virtio-fs share: one entry for each host file or directory.
 pub const SHARES_DIR: &str = "/run/nacre/shares";
 

@@ -22,4 +22,5 @@ pub mod storage;
 mod sys;
 pub mod tail;
 pub mod text;
+pub mod tunnel;
 pub mod vm;

@@ -33,6 +33,7 @@ use crate::plan::{NetworkPlan, Plan, RootfsPlan};
 use crate::record::{ProcessRef, Record, SandboxDir};
 use crate::stdio::Dialer;
 use crate::storage::{HostMounts, OpenDisks, StorageError, open_disks, open_shares};
+use crate::tunnel::{self, Served};
 use crate::vm::{Parts, Place, Vm, VmError, VmExit};
 
 mod hotplug;
@@ -72,6 +73,8 @@ pub struct Machine {
     agent: Agent,
     file_server: Option<FileServer>,
     network: Option<Network>,
+    /// To the guest's loopback, and back.
+    tunnels: Vec<Served>,
     /// Slots of the links that came after the boot, by their index in the namespace.
     link_slots: BTreeMap<u32, u32>,
     mounts: HostMounts,
@@ -215,11 +218,12 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     let times = BootTimes { vmm_spawned, running, ready: Instant::now(), start, greeting };
     debug!(sandbox = %settings.id, ?times, "agent ready");
     info!(sandbox = %settings.id, vmm_pid = vm.pid(), kernel = times.greeting.kernel_release, "VM started");
-    Ok(Machine {
+    let mut machine = Machine {
         vm,
         agent,
         file_server,
         network,
+        tunnels: Vec::new(),
         link_slots: BTreeMap::new(),
         mounts,
         jail,
@@ -233,7 +237,11 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
         served: plan.shares.len(),
         layers,
         times,
-    })
+    };
+    if plan.role == Role::Sandbox {
+        machine.serve_loopback();
+    }
+    Ok(machine)
 }
 
 /// A VM that may get more devices than it boots with has room for them; each slot costs the boot a look at it.
@@ -433,6 +441,14 @@ impl Machine {
             return Err(error.into());
         }
         Ok(mounts)
+    }
+
+    /// Port-forward connects to the loopback of the pod's namespace.
+    fn serve_loopback(&mut self) {
+        let dialer = self.dialer();
+        if let Some(Ok(namespace)) = self.network.as_ref().map(Network::namespace) {
+            self.tunnels.push(tunnel::serve_loopback(namespace, dialer));
+        }
     }
 
     /// Takes back what [`Self::add`] has given.

@@ -5,6 +5,7 @@
 use super::Machine;
 use crate::error::SandboxError;
 use crate::network::{Events, Network, Tap};
+use crate::tunnel;
 use crate::vm::Disk;
 
 impl Machine {
@@ -20,6 +21,9 @@ impl Machine {
     pub async fn update_network(&mut self) -> Result<(), SandboxError> {
         let Some(network) = &mut self.network else { return Ok(()) };
         let changes = network.update().await?;
+        if !changes.added.is_empty() && self.tunnels.is_empty() {
+            self.serve_names();
+        }
         for link in changes.removed {
             // One that was there at boot keeps its slot: only its tap leads nowhere any more.
             if let Some(slot) = self.link_slots.remove(&link) {
@@ -49,6 +53,14 @@ impl Machine {
             network.told();
         }
         Ok(())
+    }
+
+    /// Docker, who brings links late, may have brought a name server along.
+    fn serve_names(&mut self) {
+        let dialer = self.dialer();
+        if let Some(Ok(namespace)) = self.network.as_ref().map(Network::namespace) {
+            self.tunnels.push(tunnel::serve_names(namespace, dialer));
+        }
     }
 
     async fn plug_net(&self, tap: &Tap) -> Result<u32, SandboxError> {

@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 use tracing::debug;
 
 use found::{Found, Link};
-use namespace::Namespace;
+pub(crate) use namespace::Namespace;
 
 /// A network that a VM cannot be given.
 #[derive(Debug, thiserror::Error)]
@@ -170,6 +170,14 @@ impl Network {
             is_told: true,
             events: Some(events),
         })
+    }
+
+    /// The namespace.
+    ///
+    /// # Errors
+    /// Where there is no descriptor to be had.
+    pub(crate) fn namespace(&self) -> io::Result<Namespace> {
+        self.namespace.try_clone()
     }
 
     /// Looks at the namespace, and joins the links to taps that are new since the last time.

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::thread;
@@ -26,7 +26,7 @@ const WATCHED: [MulticastGroup; 5] = [
 
 /// An open network namespace that is not ours.
 #[derive(Debug)]
-pub(super) struct Namespace {
+pub struct Namespace {
     file: File,
     path: PathBuf,
 }
@@ -38,8 +38,19 @@ pub(super) struct NewTap {
     pub(super) name: String,
 }
 
+impl AsFd for Namespace {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
 impl Namespace {
-    pub(super) fn open(path: &Path) -> Result<Self, NetworkError> {
+    /// Another descriptor of it.
+    pub(crate) fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, path: self.path.clone() })
+    }
+
+    pub(crate) fn open(path: &Path) -> Result<Self, NetworkError> {
         let failed = |source| NetworkError::Namespace { path: path.to_owned(), source };
         let file = File::open(path).map_err(failed)?;
         let identity = |file: &File| file.metadata().map(|found| (found.dev(), found.ino()));
@@ -80,7 +91,14 @@ impl Namespace {
         })
     }
 
-    fn inside<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> Result<T, NetworkError> {
+    /// Runs this in the namespace, on a thread of its own. It must not wait for anything: the caller does, for it.
+    ///
+    /// # Errors
+    /// [`NetworkError::Namespace`] with what it says, or where the namespace cannot be entered.
+    pub(crate) fn inside<T: Send>(
+        &self,
+        act: impl FnOnce() -> io::Result<T> + Send,
+    ) -> Result<T, NetworkError> {
         let failed = |source| NetworkError::Namespace { path: self.path.clone(), source };
         let file = self.file.as_fd();
         let result = thread::scope(|scope| {

@@ -32,15 +32,24 @@ impl Dialer {
 
     /// Opens the stream of this token.
     pub(super) async fn open(&self, token: Token, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
+        let socket = self.connect(STREAM_PORT, &token.hello()).await?;
+        let socket: StdUnixStream = socket.into_std()?;
+        crate::sys::watch(socket.into(), interest)
+    }
+
+    /// Connects to a port of the guest, and says hello there.
+    ///
+    /// # Errors
+    /// Where the VMM is gone, or nobody in the guest listens.
+    pub(crate) async fn connect(&self, port: u32, hello: &[u8]) -> io::Result<UnixStream> {
         let socket = crate::socket::connect(&self.path)?;
         socket.set_nonblocking(true)?;
         let mut socket = UnixStream::from_std(socket)?;
-        let mut request = connect_line(STREAM_PORT).into_bytes();
-        request.extend_from_slice(&token.hello());
+        let mut request = connect_line(port).into_bytes();
+        request.extend_from_slice(hello);
         socket.write_all(&request).await?;
         read_ok(&mut socket).await?;
-        let socket: StdUnixStream = socket.into_std()?;
-        crate::sys::watch(socket.into(), interest)
+        Ok(socket)
     }
 }
 

@@ -16,10 +16,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use nacre_bpf::{Insn, load_device_program};
 use oci_spec::runtime::{LinuxDeviceCgroup, LinuxDeviceType};
 
 use super::resources::InvalidResources;
-use crate::container::sys::bpf::{Insn, load_device_program};
 
 const MAX_RULES: usize = 1024;
 

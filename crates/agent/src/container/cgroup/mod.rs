@@ -30,7 +30,6 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use rustix::time::Timespec;
 
-use super::sys::bpf;
 pub use error::CgroupError;
 use files::{
     child_dirs, dir_flags, ensure_dir, field, field_text, file_error, read_at, remove_dir, write_at,
@@ -303,9 +302,9 @@ impl Cgroup {
         if attached.as_ref().is_some_and(|old| Arc::ptr_eq(old, &new)) {
             return Ok(());
         }
-        bpf::attach_device_program(&self.dir, &*new).map_err(CgroupError::Devices)?;
+        nacre_bpf::attach_device_program(&self.dir, &*new).map_err(CgroupError::Devices)?;
         if let Some(old) = attached.replace(new) {
-            bpf::detach_device_program(&self.dir, &*old).map_err(CgroupError::Devices)?;
+            nacre_bpf::detach_device_program(&self.dir, &*old).map_err(CgroupError::Devices)?;
         }
         Ok(())
     }

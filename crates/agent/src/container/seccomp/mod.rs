@@ -21,7 +21,7 @@ mod syscalls_x86_64;
 
 use oci_spec::runtime::LinuxSeccomp;
 
-use super::sys::bpf;
+use super::sys;
 
 /// A profile that cannot become a filter.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +83,7 @@ impl Filter {
             jf: insn.jump_false,
             k: insn.operand,
         };
-        bpf::seccomp_filter(&self.program.iter().map(raw).collect::<Vec<_>>(), self.flags)
+        sys::seccomp::seccomp_filter(&self.program.iter().map(raw).collect::<Vec<_>>(), self.flags)
     }
 
     /// As bytes, to be sent to the child: the flags, then eight bytes an instruction.

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`clone`] | clone3 as a fork of a single-threaded process |
 //! | [`mount`] | mount_setattr, BLKPG |
-//! | [`bpf`] | bpf for cgroup device programs, seccomp |
+//! | [`seccomp`] | seccomp |
 //! | [`signal`] | rt_sigprocmask, rt_sigtimedwait, fork, close_range for a container's init |
 //! | [`task`] | close_range, keyctl, personality, ioprio_set, sched_setattr, signal dispositions |
 //!
@@ -12,9 +12,9 @@
 
 #![expect(unsafe_code, reason = "raw system calls; each block states why it is sound")]
 
-pub(crate) mod bpf;
 pub(crate) mod clone;
 pub(crate) mod mount;
+pub(crate) mod seccomp;
 pub(crate) mod signal;
 pub(crate) mod task;
 
