@@ -202,7 +202,7 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     let running = Instant::now();
     if plan.network == NetworkPlan::Own && jail.is_some() {
         // A jailed VMM has left the host's namespace for one of its own by now.
-        network = Some(Network::open(&PathBuf::from(format!("/proc/{}/ns/net", vm.pid())))?);
+        network = Some(Network::open_own(&PathBuf::from(format!("/proc/{}/ns/net", vm.pid())))?);
     }
     let agent = Agent::new(agent_socket, settings.config.timeouts.agent())?;
     let tag = if file_server.is_some() { SHARES_TAG } else { "" };

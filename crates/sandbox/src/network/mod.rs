@@ -108,6 +108,8 @@ pub struct Network {
     taps: BTreeSet<String>,
     request: ConfigureNetworkRequest,
     is_told: bool,
+    /// Whether the namespace's own stack is let ask name servers.
+    asks_names: bool,
     events: Option<Events>,
 }
 
@@ -168,8 +170,21 @@ impl Network {
             request: ConfigureNetworkRequest::default(),
             // There is nothing to tell yet.
             is_told: true,
+            asks_names: false,
             events: Some(events),
         })
+    }
+
+    /// Enters the VMM's own namespace, where Docker puts links and a name server, which asks other servers from there.
+    ///
+    /// # Errors
+    /// See [`NetworkError`].
+    pub fn open_own(path: &Path) -> Result<Self, NetworkError> {
+        let mut network = Self::open(path)?;
+        network.asks_names = true;
+        let range = format!("{} {}", join::NAME_PORTS.start(), join::NAME_PORTS.end());
+        network.namespace.inside(|| std::fs::write("/proc/sys/net/ipv4/ip_local_port_range", &range))?;
+        Ok(network)
     }
 
     /// The namespace.
@@ -230,7 +245,11 @@ impl Network {
         self.taps.insert(tap.name.clone());
         // Before the call: what it has done until it fails is to be undone as well.
         self.joined.push(Joined { link: link.index, mac: link.mac });
-        if let Err(error) = join::join(handle, link, &tap.name).await {
+        let mut joined = join::join(handle, link, &tap.name).await;
+        if joined.is_ok() && self.asks_names {
+            joined = join::let_names_through(handle, link.index, &tap.name).await;
+        }
+        if let Err(error) = joined {
             self.forget(link.index).await;
             return Err(error);
         }
