@@ -3,7 +3,9 @@
 //! Types convert here, at one of the two edges. A reply is at most 4 MiB (ttrpc's own limit), waits are bounded,
 //! text is cut and made harmless, an exit status that cannot be is an error. Ids of replies are only looked up.
 
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::rpc::agent::{
@@ -152,6 +154,8 @@ pub struct ProcessName {
 #[derive(Clone)]
 pub struct Agent {
     client: AgentClient,
+    /// The client's own, to hang up by.
+    connection: Arc<UnixStream>,
     timeout: Duration,
 }
 
@@ -167,8 +171,10 @@ impl Agent {
     /// # Errors
     /// [`AgentError::Connection`]; or outside of a runtime.
     pub fn new(socket: UnixStream, timeout: Duration) -> Result<Self, AgentError> {
+        let connection = Arc::new(socket.try_clone().map_err(AgentError::Connection)?);
         let socket = ttrpc::r#async::transport::Socket::try_from(socket).map_err(AgentError::Connection)?;
-        Ok(Self { client: AgentClient::new(ttrpc::r#async::Client::new(socket)), timeout })
+        let client = AgentClient::new(ttrpc::r#async::Client::new(socket));
+        Ok(Self { client, connection, timeout })
     }
 
     /// The first call: gives the guest its identity. Its answer means that the guest is ready.
@@ -404,16 +410,19 @@ impl Agent {
         Ok((harmless(&reply.container_id, 128), harmless(&reply.kind, 32)))
     }
 
-    /// Ends every process, writes out what is in the guest's memory, and restarts the machine.
+    /// Ends every process, writes out what is in the guest's memory, restarts the machine, and hangs up.
     ///
     /// # Errors
     /// See [`AgentError`]. That the agent went away is the answer.
     pub async fn shutdown(&self) -> Result<(), AgentError> {
         match within(self.timeout, "Shutdown", self.client.shutdown(Context::default(), &Empty::new())).await
         {
-            Ok(_) | Err(AgentError::Gone { .. }) => Ok(()),
-            Err(error) => Err(error),
+            Ok(_) | Err(AgentError::Gone { .. }) => {}
+            Err(error) => return Err(error),
         }
+        // The agent waits for it: then it knows that its answer has arrived. It fails only where the agent is gone.
+        let _ = self.connection.shutdown(Shutdown::Both);
+        Ok(())
     }
 }
 
@@ -471,4 +480,47 @@ pub(crate) fn random(count: usize) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; count];
     std::io::Read::read_exact(&mut std::fs::File::open("/dev/urandom")?, &mut bytes)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+    use futures_util::stream::{self, StreamExt};
+    use nacre_protocol::rpc::agent_ttrpc::{Agent as Service, create_agent};
+    use rustix::event::{PollFd, PollFlags, poll};
+    use ttrpc::asynchronous::transport::{Listener, Socket};
+    use ttrpc::asynchronous::{Server, TtrpcContext};
+
+    use super::*;
+
+    struct Guest;
+
+    #[async_trait]
+    impl Service for Guest {
+        async fn shutdown(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<Empty> {
+            Ok(Empty::new())
+        }
+    }
+
+    #[tokio::test]
+    async fn guest_that_has_agreed_to_end_is_hung_up_on() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let watched = theirs.try_clone().unwrap();
+        let socket = Socket::try_from(theirs).unwrap();
+        let incoming = stream::iter([Ok(socket)]).chain(stream::pending());
+        let service = create_agent(Arc::new(Guest));
+        let mut server = Server::new().add_listener(Listener::new(incoming)).register_service(service);
+        server.start().await.unwrap();
+        let agent = Agent::new(ours, Duration::from_secs(60)).unwrap();
+        // Somebody else waits for events, as ever.
+        let events = tokio::spawn({
+            let agent = agent.clone();
+            async move { agent.next_event().await }
+        });
+        agent.shutdown().await.unwrap();
+        let mut fds = [PollFd::new(&watched, PollFlags::RDHUP)];
+        poll(&mut fds, None).unwrap();
+        assert!(fds[0].revents().contains(PollFlags::RDHUP));
+        assert!(events.await.unwrap().is_err());
+    }
 }
