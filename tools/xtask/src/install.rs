@@ -22,22 +22,24 @@ struct Program {
     name: &'static str,
     /// Linked with no shared library: starts faster, and needs no file system.
     is_static: bool,
+    /// Optimised for size.
+    is_small: bool,
 }
 
 /// Static ones stand in `tools/rustc-static` too. `nacre` is not: it looks up names of registries as the host does.
 const PROGRAMS: &[Program] = &[
-    Program { package: "nacre-cli", name: "nacre", is_static: false },
-    Program { package: "nacre-shim", name: "containerd-shim-nacre-v2", is_static: true },
-    Program { package: "nacre-vmm", name: "nacre-vmm", is_static: true },
-    Program { package: "nacre-fs", name: "nacre-fs", is_static: false },
-    Program { package: "nacre-agent", name: AGENT, is_static: true },
+    Program { package: "nacre-cli", name: "nacre", is_static: false, is_small: false },
+    Program { package: "nacre-shim", name: "containerd-shim-nacre-v2", is_static: true, is_small: true },
+    Program { package: "nacre-vmm", name: "nacre-vmm", is_static: true, is_small: false },
+    Program { package: "nacre-fs", name: "nacre-fs", is_static: false, is_small: false },
+    Program { package: "nacre-agent", name: AGENT, is_static: true, is_small: true },
 ];
 
 /// The one that goes into the guest's initramfs.
 const AGENT: &str = "nacre-agent";
 
-/// Its profile: small.
-const AGENT_PROFILE: &str = "initramfs";
+/// Profiles of programs that are small, and of those that are not.
+const PROFILES: [(bool, &str); 2] = [(true, "small"), (false, "release")];
 
 /// Builds and lays out everything that an installation has.
 pub(crate) fn build(project: &Project) -> Result<()> {
@@ -45,7 +47,7 @@ pub(crate) fn build(project: &Project) -> Result<()> {
     let bin = project.bin_dir();
     fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
     for program in PROGRAMS.iter().filter(|program| program.name != AGENT) {
-        copy_if_changed(&built(project, program.name), &bin.join(program.name))?;
+        copy_if_changed(&program.built(project), &bin.join(program.name))?;
     }
     let dir = project.install_dir().join("guest");
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -53,33 +55,33 @@ pub(crate) fn build(project: &Project) -> Result<()> {
     copy_if_changed(&guest.initramfs, &dir.join("initramfs.cpio"))
 }
 
-fn profile(program: &str) -> &'static str {
-    if program == AGENT { AGENT_PROFILE } else { "release" }
-}
-
-fn built(project: &Project, name: &str) -> PathBuf {
-    project.target.join(profile(name)).join(name)
+impl Program {
+    fn built(&self, project: &Project) -> PathBuf {
+        let profile = if self.is_small { "small" } else { "release" };
+        project.target.join(profile).join(self.name)
+    }
 }
 
 /// Builds every program, with one call of cargo for each profile, and gives the agent's path.
 pub(crate) fn programs(project: &Project) -> Result<PathBuf> {
     packages::ensure(&[Need::Compile])?;
-    for name in ["release", AGENT_PROFILE] {
+    for (is_small, profile) in PROFILES {
         let mut build = cargo(project);
-        build.args(["build", "--profile", name, "--locked"]);
+        build.args(["build", "--profile", profile, "--locked"]);
         build.env("RUSTC_WORKSPACE_WRAPPER", project.root.join("tools/rustc-static"));
-        for program in PROGRAMS.iter().filter(|program| profile(program.name) == name) {
+        for program in PROGRAMS.iter().filter(|program| program.is_small == is_small) {
             build.args(["-p", program.package, "--bin", program.name]);
         }
         run(&mut build)?;
     }
     for program in PROGRAMS.iter().filter(|program| program.is_static) {
-        let path = built(project, program.name);
+        let path = program.built(project);
         if has_interpreter(&path)? {
             bail!("{} wants a dynamic loader", path.display());
         }
     }
-    Ok(built(project, AGENT))
+    let agent = PROGRAMS.iter().find(|program| program.name == AGENT).context("no agent")?;
+    Ok(agent.built(project))
 }
 
 /// Cargo in the project's tree.
