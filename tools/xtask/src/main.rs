@@ -58,6 +58,9 @@ enum Task {
     Demo,
     /// Measure nacre and its peers in one run
     Bench {
+        /// Whose door is measured
+        #[arg(default_value = "nacre")]
+        door: bench::Door,
         /// Write the figures to this file
         #[arg(long)]
         json: Option<PathBuf>,
@@ -93,7 +96,7 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test(options) => suite::test(&project, &options),
         Task::E2e(options) => suite::e2e(&project, &options),
         Task::Demo => demo::run(&project),
-        Task::Bench { json } => bench::run(&project, json.as_deref()),
+        Task::Bench { door, json } => bench::run(&project, door, json.as_deref()),
         Task::BenchInside { part, results } => {
             bench::measure(&project, part, &results).map(|()| ExitCode::SUCCESS)
         }

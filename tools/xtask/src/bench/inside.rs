@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use nacre_tests::{Traces, pids};
 use serde_json::Value;
 
+use super::containerd::Pods;
 use super::memory;
 use crate::process::{command, output, run};
 use crate::project::Project;
@@ -39,16 +40,31 @@ pub(crate) enum Part {
     Sequential,
     /// Standard output.
     Streams,
+    /// Starts and idle pods, under containerd.
+    Pods,
+    /// Standard output, through containerd.
+    PodStreams,
 }
 
 impl Part {
-    pub(super) const ALL: [Self; 3] = [Self::Rounds, Self::Sequential, Self::Streams];
+    /// The figure that each round adds last.
+    fn last_key(self) -> &'static str {
+        match self {
+            Self::Rounds => "guest_rss_kib",
+            Self::Sequential => "left_behind",
+            Self::Streams => "stdout_ratio_to_runc",
+            Self::Pods => "fs_pss_kib",
+            Self::PodStreams => "pod_stdout_ratio",
+        }
+    }
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::Rounds => "rounds",
             Self::Sequential => "sequential",
             Self::Streams => "streams",
+            Self::Pods => "pods",
+            Self::PodStreams => "pod-streams",
         }
     }
 }
@@ -56,43 +72,78 @@ impl Part {
 /// Measures what a part still lacks in `results`, and writes it there after each round: a machine that hangs in a later
 /// one takes nothing of it along.
 pub(crate) fn measure(project: &Project, part: Part, results: &Path) -> Result<()> {
-    let bench = Bench::prepare(project)?;
-    let mut samples: Samples = match fs::read(results) {
+    let samples: Samples = match fs::read(results) {
         Ok(text) => serde_json::from_slice(&text).context("the samples are no JSON")?,
         Err(_) => Samples::new(),
     };
-    if part == Part::Sequential {
-        samples.insert("left_behind".into(), vec![bench.sequential()?]);
-        return write(&samples, results);
+    let sheet = Sheet { samples, results, part };
+    match part {
+        Part::Sequential => {
+            let left = Bench::prepare(project)?.sequential()?;
+            sheet.only("left_behind", left)
+        }
+        Part::Rounds => {
+            let bench = Bench::prepare(project)?;
+            sheet.rounds(|samples| {
+                bench.starts(samples)?;
+                bench.idle(samples)
+            })
+        }
+        Part::Streams => {
+            let bench = Bench::prepare(project)?;
+            let expected = Stream::expected()?;
+            sheet.rounds(|samples| bench.stream(&expected, samples))
+        }
+        Part::Pods => {
+            let bench = Pods::prepare();
+            sheet.rounds(|samples| bench.round(samples))
+        }
+        Part::PodStreams => {
+            let bench = Pods::prepare();
+            let expected = Stream::expected()?;
+            sheet.rounds(|samples| bench.stream(&expected, samples))
+        }
     }
-    let key = if part == Part::Rounds { "guest_rss_kib" } else { "stdout_ratio_to_runc" };
-    let expected = bench.expected_stream()?;
-    // The first one on a machine warms its caches.
-    let mut warm = false;
-    loop {
-        let done = samples.get(key).map_or(0, Vec::len);
-        if done >= ROUNDS {
-            return Ok(());
-        }
-        match warm {
-            true => eprintln!("    {} {} of {ROUNDS}", part.name(), done + 1),
-            false => eprintln!("    {}: warming up", part.name()),
-        }
-        let mut one = Samples::new();
-        match part {
-            Part::Rounds => {
-                bench.starts(&mut one)?;
-                bench.idle(&mut one)?;
+}
+
+/// Where samples are written down.
+struct Sheet<'a> {
+    samples: Samples,
+    results: &'a Path,
+    part: Part,
+}
+
+impl Sheet<'_> {
+    /// A figure that is measured once.
+    fn only(mut self, key: &str, value: f64) -> Result<()> {
+        self.samples.insert(key.to_owned(), vec![value]);
+        write(&self.samples, self.results)
+    }
+
+    /// Rounds until there are enough.
+    fn rounds(mut self, mut round: impl FnMut(&mut Samples) -> Result<()>) -> Result<()> {
+        let name = self.part.name();
+        // The first one on a machine warms its caches.
+        let mut warm = false;
+        loop {
+            let done = self.samples.get(self.part.last_key()).map_or(0, Vec::len);
+            if done >= ROUNDS {
+                return Ok(());
             }
-            _ => bench.stream(&expected, &mut one)?,
-        }
-        if warm {
-            for (key, values) in one {
-                samples.entry(key).or_default().extend(values);
+            match warm {
+                true => eprintln!("    {name} {} of {ROUNDS}", done + 1),
+                false => eprintln!("    {name}: warming up"),
             }
-            write(&samples, results)?;
+            let mut one = Samples::new();
+            round(&mut one)?;
+            if warm {
+                for (key, values) in one {
+                    self.samples.entry(key).or_default().extend(values);
+                }
+                write(&self.samples, self.results)?;
+            }
+            warm = true;
         }
-        warm = true;
     }
 }
 
@@ -205,14 +256,9 @@ impl Bench {
         run(self.nacre().args(["rm", "-f", id]).stdout(Stdio::null()))
     }
 
-    /// What both sides of a stream print.
-    fn expected_stream(&self) -> Result<Stream> {
-        Ok(Stream { piece: fs::read("/usr/bin/busybox")?, pieces: STREAM_COPIES })
-    }
-
     /// Throughput of standard output, ours and then runc's.
     fn stream(&self, expected: &Stream, samples: &mut Samples) -> Result<()> {
-        let script = format!("for i in $(seq {STREAM_COPIES}); do cat /bin/busybox; done");
+        let script = expected.script();
         self.set_bundle_command(&["/bin/sh", "-c", &script])?;
         let mut nacre = self.nacre();
         nacre.args(["run", "--rm", &self.image, "sh", "-c", &script]);
@@ -241,27 +287,37 @@ impl Bench {
     }
 }
 
-fn add(samples: &mut Samples, key: &str, value: f64) {
+pub(super) fn add(samples: &mut Samples, key: &str, value: f64) {
     samples.entry(key.to_owned()).or_default().push(value);
 }
 
 /// Milliseconds of a whole command that must succeed.
-fn time(command: &mut Command) -> Result<f64> {
+pub(super) fn time(command: &mut Command) -> Result<f64> {
     let start = Instant::now();
     run(command)?;
     Ok(start.elapsed().as_secs_f64() * 1e3)
 }
 
 /// What must come out of a command: one piece again and again.
-struct Stream {
+pub(super) struct Stream {
     piece: Vec<u8>,
     pieces: usize,
 }
 
 impl Stream {
+    /// What both sides of a comparison print.
+    fn expected() -> Result<Self> {
+        Ok(Self { piece: fs::read("/usr/bin/busybox")?, pieces: STREAM_COPIES })
+    }
+
+    /// For a shell whose root has the same busybox.
+    pub(super) fn script(&self) -> String {
+        format!("for i in $(seq {}); do cat /bin/busybox; done", self.pieces)
+    }
+
     /// Milliseconds until all of it has arrived and the command has ended. What arrived is compared byte by byte, after the
     /// clock has stopped: as good as a digest of it, at a fraction of its cost on an emulated machine.
-    fn time(&self, command: &mut Command) -> Result<f64> {
+    pub(super) fn time(&self, command: &mut Command) -> Result<f64> {
         let length = self.piece.len() * self.pieces;
         let mut data = Vec::with_capacity(length + 1);
         let start = Instant::now();

@@ -3,6 +3,7 @@
 //! ```text
 //! cargo xtask bench          builds, then runs itself where KVM works, on an instruction-counted machine:
 //!   xtask bench-inside DIR   inside.rs: copies everything to memory, measures in interleaved rounds
+//! containerd.rs              the same of `cargo xtask bench containerd`: pods beside those of runc on one containerd
 //! figures.rs                 medians, spread, bars, table, JSON
 //! memory.rs                  what a process holds, without the guest's memory
 //! ```
@@ -10,6 +11,7 @@
 //! On the counted clock a millisecond is a million instructions: figures repeat whatever else the machine does,
 //! and compare programs that ran on the same clock. They are no times of real hardware.
 
+mod containerd;
 mod figures;
 mod inside;
 mod memory;
@@ -29,6 +31,31 @@ use crate::project::Project;
 
 pub(crate) use inside::{Part, measure};
 
+/// By which door containers are started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Door {
+    /// The command line, beside those of runc and crun.
+    Nacre,
+    /// containerd's, beside runc behind the same.
+    Containerd,
+}
+
+impl Door {
+    fn parts(self) -> &'static [Part] {
+        match self {
+            Self::Nacre => &[Part::Rounds, Part::Sequential, Part::Streams],
+            Self::Containerd => &[Part::Pods, Part::PodStreams],
+        }
+    }
+
+    fn figures(self) -> &'static [figures::Figure] {
+        match self {
+            Self::Nacre => figures::NACRE,
+            Self::Containerd => figures::CONTAINERD,
+        }
+    }
+}
+
 /// One part takes up to half an hour of a core, the streams.
 const LIMIT: Duration = Duration::from_secs(90 * 60);
 
@@ -39,7 +66,7 @@ const SILENCE: Duration = Duration::from_secs(8 * 60);
 const TRIES: u32 = 4;
 
 /// Measures everything and prints the table; fails where a bar does not hold.
-pub(crate) fn run(project: &Project, json: Option<&Path>) -> Result<ExitCode> {
+pub(crate) fn run(project: &Project, door: Door, json: Option<&Path>) -> Result<ExitCode> {
     install::build(project)?;
     let place = lab::place();
     if place == Place::Direct {
@@ -54,10 +81,10 @@ pub(crate) fn run(project: &Project, json: Option<&Path>) -> Result<ExitCode> {
         bail!("making the image failed");
     }
     let results = dir.join("samples.json");
-    step("measuring", || measure_there(project, place, &results))?;
+    step("measuring", || measure_there(project, place, door, &results))?;
     let text = fs::read(&results).with_context(|| format!("cannot read {}", results.display()))?;
     let samples = serde_json::from_slice(&text).context("the samples are no JSON")?;
-    let report = figures::Report::new(&samples, place)?;
+    let report = figures::Report::new(&samples, door.figures(), place)?;
     print!("{}", report.table());
     if let Some(path) = json {
         let text = format!("{:#}\n", report.json());
@@ -68,19 +95,25 @@ pub(crate) fn run(project: &Project, json: Option<&Path>) -> Result<ExitCode> {
 
 /// Runs this program's other half where KVM works, part by part. A machine that hangs is replaced by another, which goes on
 /// with what is missing: the two sides of every comparison come from one machine.
-fn measure_there(project: &Project, place: Place, results: &Path) -> Result<()> {
+fn measure_there(project: &Project, place: Place, door: Door, results: &Path) -> Result<()> {
     let own = std::env::current_exe().context("cannot tell where xtask is")?;
     // What an earlier run left must not pass for this one's.
     let _ = fs::remove_file(results);
-    for part in Part::ALL {
-        measure_part(project, place, &own, part, results)?;
+    for part in door.parts() {
+        measure_part(project, place, &own, *part, results)?;
     }
     Ok(())
 }
 
 fn measure_part(project: &Project, place: Place, own: &Path, part: Part, results: &Path) -> Result<()> {
-    let words =
-        [own.display().to_string(), "bench-inside".into(), part.name().into(), results.display().to_string()];
+    let inside = [&own.display().to_string(), "bench-inside", part.name(), &results.display().to_string()];
+    // containerd and its shims are found by name; from memory, since waiting for the host would be counted.
+    let script = format!(
+        "cp -a {install} {image} /tmp/ && export PATH=/tmp/nacre/bin:$PATH NACRE_TEST_IMAGE=oci:/tmp/image:python && exec \"$@\"",
+        install = quoted(&project.install_dir())?,
+        image = quoted(&project.target.join("demo/image"))?,
+    );
+    let words = [&["sh", "-c", &script, "sh"], &inside[..]].concat();
     let job = Job { kind: Kind::Counted, silence: Some(SILENCE), ..Job::new(words) }.timeout(LIMIT);
     for _ in 0..TRIES {
         match lab::execute(project, place, &job, &mut lab::forward)? {
@@ -90,4 +123,10 @@ fn measure_part(project: &Project, place: Place, own: &Path, part: Part, results
         }
     }
     bail!("{TRIES} machines hung while they measured {}", part.name())
+}
+
+/// For a shell.
+fn quoted(path: &Path) -> Result<String> {
+    let text = path.to_str().context("the project's path is not UTF-8")?;
+    Ok(format!("'{}'", text.replace('\'', r"'\''")))
 }
