@@ -12,24 +12,16 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use nacre_protocol::control::{
-    Envelope, Event, ExitReason, Failure, FailureKind, FromVmm, Reply, Request, StartTimings, VmStats,
-};
-use nacre_protocol::ports::{CONTROL_PORT, SHARES_TAG};
-use nacre_protocol::vm::{
-    DiskConfig, Extent, FsConfig, HostPort, JailConfig, KernelLog, MAX_SLOTS, NetConfig, VmConfig,
-    VsockConfig,
-};
+use nacre_protocol::control::{Envelope, Failure, FailureKind, Reply, Request, StartTimings, VmStats};
+use nacre_protocol::vm::MAX_SLOTS;
 use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{oneshot, watch as latest};
 
 use crate::channel::{self, Channel, ChannelError, FdTable};
 use crate::network::Tap;
@@ -39,8 +31,14 @@ use crate::tail::{LogLines, TailReader};
 use crate::text::harmless;
 
 mod exit;
+mod parts;
+mod watch;
 
 pub use exit::VmExit;
+pub use parts::{Disk, Parts, Serial};
+
+use parts::{configure, disk_config, net_config};
+use watch::Watch;
 
 /// Bytes of the console that are kept.
 const CONSOLE_TAIL: usize = 64 * 1024;
@@ -110,48 +108,6 @@ fn remedy(kind: FailureKind) -> &'static str {
     }
 }
 
-/// A disk of files laid end to end.
-#[derive(Debug)]
-pub struct Disk {
-    /// Serial that the guest reads.
-    pub id: String,
-    /// Files with the bytes that each has on the disk.
-    pub extents: Vec<(File, u64)>,
-    /// Enforced by the VMM.
-    pub read_only: bool,
-}
-
-/// All that a VM is made from, open.
-#[derive(Debug)]
-pub struct Parts {
-    /// vCPUs.
-    pub vcpus: u8,
-    /// Guest memory.
-    pub memory_mib: u32,
-    /// How much the guest kernel prints.
-    pub kernel_log: KernelLog,
-    /// `/dev/kvm`.
-    pub kvm: File,
-    /// The guest kernel.
-    pub kernel: File,
-    /// The initial ramdisk.
-    pub initramfs: File,
-    /// Where streams to the guest are asked for.
-    pub vsock: UnixListener,
-    /// The VMM's end of the agent's control connection.
-    pub agent: UnixStream,
-    /// Disks.
-    pub disks: Vec<Disk>,
-    /// Network links.
-    pub taps: Vec<Tap>,
-    /// The VMM's end of the vhost-user connection to the file server.
-    pub fs: Option<OwnedFd>,
-    /// Slots that are left free for devices that come later.
-    pub hotplug_slots: u8,
-    /// User and group that the VMM becomes.
-    pub jail: Option<JailConfig>,
-}
-
 /// Where a VM runs.
 #[derive(Debug)]
 pub struct Place<'a> {
@@ -172,7 +128,7 @@ pub struct Vm {
     channel: Arc<Channel>,
     pending: Pending,
     next_id: AtomicU64,
-    exit: watch::Receiver<Option<Arc<VmExit>>>,
+    exit: latest::Receiver<Option<Arc<VmExit>>>,
 }
 
 impl Vm {
@@ -204,7 +160,7 @@ impl Vm {
         let child = Arc::new(Child::new(spawned));
         let channel = Arc::new(channel);
         let pending = Pending::default();
-        let (exit_sender, exit) = watch::channel(None);
+        let (exit_sender, exit) = latest::channel(None);
         let pidfd = child.as_fd().try_clone_to_owned().and_then(|fd| sys::watch(fd, Interest::READABLE));
         let watch = Watch {
             pidfd: pidfd.map_err(prepare("a pidfd"))?,
@@ -379,7 +335,7 @@ impl Drop for Vm {
 #[derive(Debug, Clone)]
 pub struct Killer {
     child: Weak<Child>,
-    exit: watch::Receiver<Option<Arc<VmExit>>>,
+    exit: latest::Receiver<Option<Arc<VmExit>>>,
 }
 
 impl Killer {
@@ -396,12 +352,8 @@ impl Killer {
     }
 }
 
-/// The write end of the serial pipe, until the VMM has it.
-#[derive(Debug)]
-pub struct Serial(OwnedFd);
-
 /// Waits for the exit of a VM.
-async fn wait_for_exit(mut exit: watch::Receiver<Option<Arc<VmExit>>>) -> Arc<VmExit> {
+async fn wait_for_exit(mut exit: latest::Receiver<Option<Arc<VmExit>>>) -> Arc<VmExit> {
     match exit.wait_for(Option::is_some).await.as_deref() {
         Ok(Some(exit)) => exit.clone(),
         // The watching task was dropped with its runtime.
@@ -409,113 +361,6 @@ async fn wait_for_exit(mut exit: watch::Receiver<Option<Arc<VmExit>>>) -> Arc<Vm
     }
 }
 
-fn configure<'a>(parts: &'a Parts, serial: &'a Serial, fds: &mut FdTable<'a>) -> VmConfig {
-    let disks = parts.disks.iter().map(|disk| disk_config(disk, fds)).collect();
-    let nets = parts.taps.iter().map(|tap| net_config(tap, fds)).collect();
-    VmConfig {
-        vcpus: parts.vcpus,
-        memory_mib: parts.memory_mib,
-        kvm: fds.add(&parts.kvm),
-        kernel: fds.add(&parts.kernel),
-        initramfs: fds.add(&parts.initramfs),
-        kernel_log: parts.kernel_log,
-        serial: fds.add(&serial.0),
-        vsock: VsockConfig {
-            listener: fds.add(&parts.vsock),
-            host_ports: vec![HostPort { port: CONTROL_PORT, socket: fds.add(&parts.agent) }],
-        },
-        disks,
-        nets,
-        fs: parts.fs.as_ref().map(|socket| FsConfig { tag: SHARES_TAG.to_owned(), socket: fds.add(socket) }),
-        balloon: true,
-        rng: true,
-        console: None,
-        hotplug_slots: parts.hotplug_slots,
-        jail: parts.jail.clone(),
-    }
-}
-
-fn disk_config<'a>(disk: &'a Disk, fds: &mut FdTable<'a>) -> DiskConfig {
-    let extent =
-        |(file, length_bytes): &'a (File, u64)| Extent { file: fds.add(file), length_bytes: *length_bytes };
-    let extents = disk.extents.iter().map(extent).collect();
-    DiskConfig { id: disk.id.clone(), extents, read_only: disk.read_only }
-}
-
-fn net_config<'a>(tap: &'a Tap, fds: &mut FdTable<'a>) -> NetConfig {
-    NetConfig { tap: fds.add(&tap.file), mac: tap.mac, mtu: tap.mtu }
-}
-
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// The one task that watches a VMM.
-struct Watch {
-    child: Arc<Child>,
-    pidfd: AsyncFd<OwnedFd>,
-    channel: Arc<Channel>,
-    pending: Pending,
-    serial: TailReader,
-    stderr: TailReader,
-    stderr_lines: LogLines,
-    exit: watch::Sender<Option<Arc<VmExit>>>,
-}
-
-impl Watch {
-    async fn run(mut self) {
-        let mut reason = None;
-        let mut open = true;
-        loop {
-            tokio::select! {
-                biased;
-                message = self.channel.receive(), if open => match message {
-                    Ok(Some(FromVmm::Reply { id, result })) => self.answer(id, result),
-                    Ok(Some(FromVmm::Event(Event::Exited(why)))) => reason = Some(why),
-                    Ok(None) => open = false,
-                    Err(error) => {
-                        // It closed its end in mid-message, or talks nonsense: of no use any more.
-                        tracing::warn!(error = &error as &dyn std::error::Error, "killing the VMM");
-                        open = false;
-                        self.child.kill();
-                    }
-                },
-                _ = self.pidfd.readable() => break,
-                _ = self.serial.read() => {}
-                text = self.stderr.read() => {
-                    for line in self.stderr_lines.push(&text) {
-                        tracing::warn!(line, "the VMM says");
-                    }
-                }
-            }
-        }
-        if open {
-            // The socket has an end now that the process is gone; the time limit is for one that was handed on.
-            let rest = tokio::time::timeout(Duration::from_secs(1), self.last_event()).await;
-            reason = rest.ok().flatten().or(reason);
-        }
-        self.serial.drain();
-        self.stderr.drain();
-        let exit = VmExit::new(self.child.reap(), reason, &self.serial.tail, &self.stderr.tail);
-        self.exit.send_replace(Some(Arc::new(exit)));
-    }
-
-    /// The event may still be in the socket when the process is gone.
-    async fn last_event(&mut self) -> Option<ExitReason> {
-        let mut reason = None;
-        while let Ok(Some(message)) = self.channel.receive().await {
-            match message {
-                FromVmm::Event(Event::Exited(why)) => reason = Some(why),
-                FromVmm::Reply { id, result } => self.answer(id, result),
-            }
-        }
-        reason
-    }
-
-    /// A reply that nobody waits for is dropped.
-    fn answer(&self, id: u64, result: Result<Reply, Failure>) {
-        if let Some(sender) = lock(&self.pending).remove(&id) {
-            let _ = sender.send(result);
-        }
-    }
 }
