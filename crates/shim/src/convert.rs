@@ -49,9 +49,6 @@ pub(crate) fn pod_request(request: CreateSandboxRequest) -> Result<PodRequest, C
         _ => PodSandboxConfig::default(),
     };
     let linux = config.linux.unwrap_or_default();
-    if !linux.sysctls.is_empty() {
-        return Err(ConvertError::Unsupported("sysctls"));
-    }
     let namespaces = linux.security_context.namespace_options.clone().unwrap_or_default();
     if namespaces.pid == NODE || namespaces.ipc == NODE {
         return Err(ConvertError::Unsupported("namespaces of the host"));
@@ -69,6 +66,7 @@ pub(crate) fn pod_request(request: CreateSandboxRequest) -> Result<PodRequest, C
             cpu_shares: sum(resources.cpu_shares, overhead.cpu_shares),
         },
         annotations: request.annotations.into_iter().collect(),
+        sysctls: linux.sysctls.into_iter().collect(),
     })
 }
 
@@ -245,15 +243,19 @@ mod tests {
     }
 
     #[test]
-    fn pod_that_cannot_be_is_refused_in_words() {
-        let sysctl = |config: &mut PodSandboxConfig| {
+    fn pod_has_its_sysctls() {
+        let pod = pod(|config| {
             config.linux.mut_or_insert_default().sysctls.insert("net.core.somaxconn".into(), "1".into());
-        };
+        });
+        assert_eq!(pod.unwrap().sysctls["net.core.somaxconn"], "1");
+    }
+
+    #[test]
+    fn pod_that_cannot_be_is_refused_in_words() {
         let host = |config: &mut PodSandboxConfig| {
             let security = config.linux.mut_or_insert_default().security_context.mut_or_insert_default();
             security.namespace_options.mut_or_insert_default().pid = NODE;
         };
-        assert!(matches!(pod(sysctl), Err(ConvertError::Unsupported("sysctls"))));
         assert!(matches!(pod(host), Err(ConvertError::Unsupported(_))));
         let options = Any { type_url: POD_SANDBOX_CONFIG.into(), value: vec![0xff; 9], ..Any::default() };
         let request =

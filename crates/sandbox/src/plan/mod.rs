@@ -188,7 +188,10 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let mut document: Value = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
     let spec: spec::Spec = serde_json::from_slice(inputs.spec_json).map_err(PlanError::Parse)?;
     match &inputs.joined {
-        Some(joined) => pod::join_namespaces(&mut document, &spec.linux.namespaces, joined)?,
+        Some(joined) => {
+            pod::join_namespaces(&mut document, &spec.linux.namespaces, joined)?;
+            pod::add_sysctls(&mut document, joined);
+        }
         None => refuse_namespaces(&spec)?,
     }
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::id::ContainerId;
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::spec::{Cpu, Linux, Memory, Namespace, Resources};
 use super::{HostLimits, NETWORK, NetworkPlan, Plan, PlanError, RootfsPlan};
@@ -60,6 +60,8 @@ pub struct Joined<'a> {
     pub network: Option<&'a Path>,
     /// Some container of the pod has processes of its own: the pod does not share them.
     pub own_processes: bool,
+    /// Those of the pod, where no process of its sandbox has set them.
+    pub sysctls: &'a BTreeMap<String, String>,
 }
 
 /// Reads the role.
@@ -118,6 +120,8 @@ pub struct PodRequest {
     pub limits: PodLimits,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,
+    /// Kernel parameters of its namespaces: each of its containers sets them, and the agent knows which may be.
+    pub sysctls: BTreeMap<String, String>,
 }
 
 /// Limits of a pod; 0 is none.
@@ -187,6 +191,20 @@ fn cgroups_path(parent: &str, id: &ContainerId) -> String {
             format!("{slice}:cri-containerd:{id}")
         }
         path => format!("{}/{id}", path.trim_end_matches('/')),
+    }
+}
+
+/// Adds the pod's kernel parameters to those of the container, which win.
+pub(super) fn add_sysctls(document: &mut Value, joined: &Joined<'_>) {
+    if joined.sysctls.is_empty() {
+        return;
+    }
+    let Some(linux) = document.get_mut("linux").and_then(Value::as_object_mut) else { return };
+    let sysctls = linux.entry("sysctl").or_insert_with(|| Value::Object(Map::new()));
+    if let Some(sysctls) = sysctls.as_object_mut() {
+        for (key, value) in joined.sysctls {
+            sysctls.entry(key.as_str()).or_insert_with(|| value.as_str().into());
+        }
     }
 }
 
@@ -266,13 +284,24 @@ mod tests {
         of.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
+    static NO_SYSCTLS: BTreeMap<String, String> = BTreeMap::new();
+
     const JOINED: Joined<'static> = Joined {
         share_prefix: "c1-",
         host_pid: 700,
         guest_pid: Some(60),
         network: None,
         own_processes: false,
+        sysctls: &NO_SYSCTLS,
     };
+
+    #[test]
+    fn container_of_a_pod_gets_its_sysctls_beside_its_own() {
+        let sysctls = annotations(&[("net.core.somaxconn", "1"), ("kernel.shmmax", "2")]);
+        let mut document = json!({"linux": {"sysctl": {"kernel.shmmax": "3"}}});
+        add_sysctls(&mut document, &Joined { sysctls: &sysctls, ..JOINED });
+        assert_eq!(document["linux"]["sysctl"], json!({"net.core.somaxconn": "1", "kernel.shmmax": "3"}));
+    }
 
     fn joined(kind: &str, path: &str, joined: &Joined<'_>) -> Result<Value, PlanError> {
         let mut document = json!({"linux": {"namespaces": [{"type": kind, "path": path}]}});

@@ -214,6 +214,7 @@ fn container_that_joins_has_names_of_its_own() {
         guest_pid: Some(60),
         network: None,
         own_processes: false,
+        sysctls: &BTreeMap::new(),
     };
     let plan = plan(Inputs {
         bundle: Path::new("/bundle"),

@@ -97,6 +97,8 @@ impl Core {
             memory_mib,
             own_processes: false,
             joined: 0,
+            // Its own configuration has them.
+            sysctls: BTreeMap::new(),
         });
         watch_events(&machine, self.sender.clone());
         let machine = self.machine.insert(machine);

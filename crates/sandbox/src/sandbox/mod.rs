@@ -188,6 +188,8 @@ struct First {
     own_processes: bool,
     /// How many have joined so far.
     joined: u64,
+    /// Kernel parameters that those who join set.
+    sysctls: BTreeMap<String, String>,
 }
 
 /// The task.

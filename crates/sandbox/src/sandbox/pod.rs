@@ -53,6 +53,7 @@ impl Core {
             memory_mib: plan.memory_mib,
             own_processes: false,
             joined: 0,
+            sysctls: request.sysctls.clone(),
         });
         watch_events(&machine, self.sender.clone());
         let (vm, sender) = (machine.vm().killer(), self.sender.clone());
