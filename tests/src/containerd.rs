@@ -4,10 +4,12 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::cri::Cri;
-use crate::sandbox::{Outcome, TestSandbox};
+use crate::images::{IMAGE, PAUSE, archive};
+use crate::sandbox::Outcome;
 
 /// For a containerd that starts on an emulated machine under load.
 const START: Duration = Duration::from_secs(60);
@@ -15,14 +17,32 @@ const START: Duration = Duration::from_secs(60);
 /// Seconds after which a command is ended.
 const LIMIT_S: &str = "180";
 
-/// The test image, as containerd knows it.
-pub const IMAGE: &str = "localhost/e2e:latest";
-
 /// Room for the test image; each layer's snapshot is a copy of the one below it.
 const BLOCK_SNAPSHOT_BYTES: u64 = 80 << 20;
 
-/// The same image with a command that sleeps, for the sandboxes of pods.
-const PAUSE: &str = "localhost/pause:latest";
+/// Where the lab has the containerd that many nodes still run.
+const OLDER: &str = "/opt/containerd-1.7/usr/bin";
+
+/// A containerd to test with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Release {
+    /// The one on PATH: 2.x.
+    Current,
+    /// 1.7.
+    Older,
+}
+
+/// What CNI gives the pods.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Network {
+    /// A bridge with IPv4: what the benchmark measures with.
+    Plain,
+    /// With IPv6 too, and ports of the host for those of a pod.
+    Whole,
+}
+
+/// Containerds that were started, so that each has a bridge and addresses of its own.
+static COUNT: AtomicU8 = AtomicU8::new(0);
 
 /// containerd's namespace of what the CRI makes.
 const CRI_NAMESPACE: &str = "k8s.io";
@@ -31,6 +51,9 @@ const CRI_NAMESPACE: &str = "k8s.io";
 pub struct Containerd {
     process: Option<Child>,
     dir: tempfile::TempDir,
+    release: Release,
+    network: Network,
+    number: u8,
 }
 
 impl Containerd {
@@ -40,8 +63,7 @@ impl Containerd {
     /// Where it does not start.
     pub fn start() -> Self {
         let containerd = Self::without_images();
-        let archive = containerd.archive(IMAGE, &[]);
-        containerd.ctr(&["image", "import", &archive]).ok();
+        containerd.import(&[]);
         containerd
     }
 
@@ -50,8 +72,16 @@ impl Containerd {
     /// # Panics
     /// Where it does not start.
     pub fn without_images() -> Self {
-        let mut containerd = Self { process: None, dir: tempfile::tempdir().expect("a temporary directory") };
+        Self::of(Release::Current, Network::Plain)
+    }
+
+    fn of(release: Release, network: Network) -> Self {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut containerd = Self { process: None, dir, release, network, number };
         containerd.write_config();
+        // The bridge plugin would make it with the first pod, and what a pod makes shall go with it.
+        Outcome::of(Command::new("ip").args(["link", "add", &containerd.bridge(), "type", "bridge"])).ok();
         containerd.launch();
         containerd
     }
@@ -61,14 +91,28 @@ impl Containerd {
     /// # Panics
     /// Where it does not start.
     pub fn with_cri() -> Self {
-        let containerd = Self::without_images();
-        for (name, options) in
-            [(IMAGE, &[][..]), (PAUSE, &["--config.cmd", "sleep", "--config.cmd", "2000000000"])]
-        {
-            let archive = containerd.archive(name, options);
-            containerd.ctr(&["-n", CRI_NAMESPACE, "image", "import", &archive]).ok();
-        }
-        containerd
+        Self::without_images().with_images()
+    }
+
+    /// The same, with all that a pod's network can have.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn with_network() -> Self {
+        Self::of(Release::Current, Network::Whole).with_images()
+    }
+
+    /// The same, of containerd 1.7.
+    ///
+    /// # Panics
+    /// Where it does not start.
+    pub fn older() -> Self {
+        Self::of(Release::Older, Network::Whole).with_images()
+    }
+
+    fn with_images(self) -> Self {
+        self.import(&["-n", CRI_NAMESPACE]);
+        self
     }
 
     /// The same, with the images in a block snapshotter too: each snapshot is an ext4 file system in a file.
@@ -80,10 +124,15 @@ impl Containerd {
         containerd.kill();
         containerd.add_block_snapshotter();
         containerd.launch();
-        let archive = containerd.path("image.tar").display().to_string();
-        let import = ["-n", CRI_NAMESPACE, "image", "import", "--local", "--snapshotter", "blockfile"];
-        containerd.ctr(&[&import[..], &[&archive]].concat()).ok();
+        containerd.import(&["-n", CRI_NAMESPACE, "--local", "--snapshotter", "blockfile"]);
         containerd
+    }
+
+    /// Imports all images, with options of `ctr` and then of `ctr image import`.
+    fn import(&self, options: &[&str]) {
+        let archive = archive().display().to_string();
+        let (namespace, import) = options.split_at(options.len().min(2));
+        self.ctr(&[namespace, &["image", "import"], import, &[&archive]].concat()).ok();
     }
 
     fn add_block_snapshotter(&self) {
@@ -108,59 +157,77 @@ recreate_scratch = true
         file.and_then(|mut file| file.write_all(config.as_bytes())).expect("a configuration");
     }
 
-    /// An archive of the test image, with these options of `umoci config`.
-    fn archive(&self, name: &str, options: &[&str]) -> String {
-        let layout = self.path("layout").display().to_string();
-        let to = format!("oci:{layout}:image");
-        Outcome::of(Command::new("skopeo").args(["copy", "-q", &TestSandbox::image(), &to])).ok();
-        if !options.is_empty() {
-            let image = format!("{layout}:image");
-            Outcome::of(Command::new("umoci").args(["config", "--image", &image]).args(options)).ok();
-        }
-        let archive = self.path("image.tar").display().to_string();
-        let _ = fs::remove_file(&archive);
-        let to = format!("oci-archive:{archive}:{name}");
-        Outcome::of(Command::new("skopeo").args(["copy", "-q", &format!("oci:{layout}:image"), &to])).ok();
-        fs::remove_dir_all(layout).expect("a layout to remove");
-        archive
+    fn write_config(&self) {
+        fs::write(self.path("config.toml"), self.config()).expect("a configuration");
+        fs::create_dir(self.path("cni")).expect("a directory");
+        fs::write(self.path("cni/10-e2e.conflist"), self.network()).expect("a network");
     }
 
-    fn write_config(&self) {
+    fn config(&self) -> String {
         let at = |name: &str| self.path(name).display().to_string();
-        let config = format!(
-            r#"version = 3
-root = {:?}
-state = {:?}
-[grpc]
-address = {:?}
-[ttrpc]
-address = {:?}
-[plugins.'io.containerd.cri.v1.images'.pinned_images]
+        let (root, state, socket, ttrpc, cni) =
+            (at("root"), at("state"), at("sock"), at("sock.ttrpc"), at("cni"));
+        let begin = format!(
+            "root = {root:?}\nstate = {state:?}\n[grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n"
+        );
+        match self.release {
+            Release::Current => format!(
+                r#"version = 3
+{begin}[plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = {PAUSE:?}
 [plugins.'io.containerd.cri.v1.runtime'.cni]
 bin_dirs = ["/usr/lib/cni"]
-conf_dir = {:?}
+conf_dir = {cni:?}
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre]
 runtime_type = "io.containerd.nacre.v2"
+pod_annotations = ["dev.nacre.*"]
+container_annotations = ["dev.nacre.*"]
 [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.nacre-sandbox]
 runtime_type = "io.containerd.nacre.v2"
 sandboxer = "shim"
-"#,
-            at("root"),
-            at("state"),
-            at("sock"),
-            at("sock.ttrpc"),
-            at("cni"),
-        );
-        fs::write(at("config.toml"), config).expect("a configuration");
-        let network = format!(
-            r#"{{"cniVersion": "1.0.0", "name": "e2e", "plugins": [{{"type": "bridge", "bridge": "e2e0",
-"isGateway": true, "ipMasq": false, "ipam": {{"type": "host-local", "dataDir": {:?},
-"ranges": [[{{"subnet": "10.77.0.0/24"}}]], "routes": [{{"dst": "0.0.0.0/0"}}]}}}}]}}"#,
-            at("cni-state"),
-        );
-        fs::create_dir(at("cni")).expect("a directory");
-        fs::write(self.path("cni/10-e2e.conflist"), network).expect("a network");
+"#
+            ),
+            Release::Older => format!(
+                r#"version = 2
+{begin}[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = {PAUSE:?}
+[plugins."io.containerd.grpc.v1.cri".cni]
+bin_dir = "/usr/lib/cni"
+conf_dir = {cni:?}
+[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
+runtime_type = "io.containerd.nacre.v2"
+"#
+            ),
+        }
+    }
+
+    fn network(&self) -> String {
+        let (bridge, number, state) = (self.bridge(), self.number, self.path("cni-state"));
+        let (ranges, routes, ports) = match self.network {
+            Network::Plain => (String::new(), "", ""),
+            Network::Whole => (
+                format!(r#", [{{"subnet": "fd77:{number}::/64"}}]"#),
+                r#", {"dst": "::/0"}"#,
+                r#", {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}"#,
+            ),
+        };
+        format!(
+            r#"{{"cniVersion": "1.0.0", "name": "e2e{number}", "plugins": [{{"type": "bridge", "bridge": {bridge:?},
+"isGateway": true, "ipMasq": false, "ipam": {{"type": "host-local", "dataDir": {state:?},
+"ranges": [[{{"subnet": "10.77.{number}.0/24"}}]{ranges}], "routes": [{{"dst": "0.0.0.0/0"}}{routes}]}}}}{ports}]}}"#
+        )
+    }
+
+    fn bridge(&self) -> String {
+        format!("e2e{}", self.number)
+    }
+
+    /// A program of this release.
+    fn program(&self, name: &str) -> PathBuf {
+        match self.release {
+            Release::Current => PathBuf::from(name),
+            Release::Older => Path::new(OLDER).join(name),
+        }
     }
 
     /// Starts the process, again where it was killed.
@@ -169,7 +236,7 @@ sandboxer = "shim"
     /// Where it does not answer.
     pub fn launch(&mut self) {
         let log = fs::File::options().append(true).create(true).open(self.path("log")).expect("a log");
-        let process = Command::new("containerd")
+        let process = Command::new(self.program("containerd"))
             .arg("-c")
             .arg(self.path("config.toml"))
             // Its shims inherit it: a first start on an emulated machine under load is slow.
@@ -214,7 +281,9 @@ sandboxer = "shim"
     /// `ctr ARGUMENTS`.
     pub fn ctr(&self, arguments: &[&str]) -> Outcome {
         let socket = self.path("sock").display().to_string();
-        Outcome::of(Command::new("timeout").args([LIMIT_S, "ctr", "-a", &socket]).args(arguments))
+        let mut command = Command::new("timeout");
+        command.arg(LIMIT_S).arg(self.program("ctr")).args(["-a", &socket]).args(arguments);
+        Outcome::of(&mut command)
     }
 
     /// `ctr run --rm` with the runtime of this project.
@@ -240,9 +309,6 @@ impl Drop for Containerd {
             eprintln!("{}", self.log());
         }
         self.kill();
-        // What the bridge plugin makes stays; nothing of ours.
-        if Path::new("/sys/class/net/e2e0").exists() {
-            let _ = Command::new("ip").args(["link", "delete", "e2e0"]).status();
-        }
+        let _ = Command::new("ip").args(["link", "delete", &self.bridge()]).status();
     }
 }

@@ -7,8 +7,8 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use nacre_tests::containerd::IMAGE;
 use nacre_tests::cri::{Cri, Pod, Wish};
+use nacre_tests::images::IMAGE;
 use nacre_tests::{Containerd, pids};
 
 use super::inside::{Samples, Stream, add, time};
