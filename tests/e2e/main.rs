@@ -6,7 +6,9 @@
 //! | [`limits`] | cpu, memory and process limits, as seen inside |
 //! | [`detached`] | `run -d` and the commands for what it starts |
 //! | [`docker`] | the same under a real Docker daemon, with its networks |
-//! | [`containerd`], [`pods`] | the same under a real containerd: `ctr`, and the calls of a kubelet |
+//! | [`containerd`] | the same under a real containerd, by `ctr` |
+//! | [`pods`] | the same by the calls of a kubelet |
+//! | [`pods_alone`] | parts of a node that die, and what else needs a containerd of its own |
 //! | [`workloads`] | what a kubelet asks of the containers of a pod |
 //! | [`forward`] | from one side of a network namespace to the loopback of the other |
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
@@ -20,5 +22,6 @@ mod forward;
 mod images;
 mod limits;
 mod pods;
+mod pods_alone;
 mod run;
 mod workloads;
