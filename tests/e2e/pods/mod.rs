@@ -3,15 +3,27 @@
 //!
 //! | module | behaviour |
 //! |---|---|
+//! | [`lives`] | sandboxes: made, told, stopped, removed, made again |
 //! | [`containers`] | containers: created, started, told, ended, removed |
 //! | [`ends`] | exit codes, signals, grace, limits of memory |
+//! | [`logs`] | the log file of a container |
 //! | [`exec`] | commands in a container, to their end |
+//! | [`streams`] | exec, attach and port-forward with their streams |
+//! | [`processes`] | command, environment, user and groups of a process |
+//! | [`network`] | addresses, ports, names |
+//! | [`figures`] | limits and what is used of them |
 //! | [`events`] | what the runtime tells by itself |
 
 mod containers;
 mod ends;
 mod events;
 mod exec;
+mod figures;
+mod lives;
+mod logs;
+mod network;
+mod processes;
+mod streams;
 
 use nacre_tests::{Containerd, Shared};
 
