@@ -8,11 +8,13 @@
 //! | [`package`] | `package`: Debian package and archive of it |
 //! | [`lab`] | `lab`: a machine with a working /dev/kvm, here or emulated |
 //! | [`demo`], [`suite`], [`mod@bench`] | `demo`, `test` and `e2e`, `bench` |
+//! | [`conformance`] | `conformance`: public suites of the field |
 //!
 //! [`project`] knows the places, [`packages`] what the host must have, [`process`] runs programs.
 
 mod bench;
 mod check;
+mod conformance;
 mod demo;
 mod guest;
 mod install;
@@ -65,6 +67,8 @@ enum Task {
         #[arg(long)]
         json: Option<PathBuf>,
     },
+    /// Run public suites against nacre, and against runc to compare
+    Conformance(conformance::Options),
     /// The half of `bench` that runs where KVM works
     #[command(hide = true)]
     BenchInside {
@@ -73,6 +77,9 @@ enum Task {
         /// Where the samples go, and those of earlier machines are
         results: PathBuf,
     },
+    /// The half of `conformance stress` that runs where KVM works
+    #[command(hide = true)]
+    StressInside(conformance::Inside),
 }
 
 fn main() -> ExitCode {
@@ -97,6 +104,8 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::E2e(options) => suite::e2e(&project, &options),
         Task::Demo => demo::run(&project),
         Task::Bench { door, json } => bench::run(&project, door, json.as_deref()),
+        Task::Conformance(options) => conformance::run(&project, &options),
+        Task::StressInside(inside) => conformance::measure(&inside).map(|()| ExitCode::SUCCESS),
         Task::BenchInside { part, results } => {
             bench::measure(&project, part, &results).map(|()| ExitCode::SUCCESS)
         }

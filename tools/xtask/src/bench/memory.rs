@@ -10,15 +10,15 @@ use anyhow::{Context as _, Result};
 
 /// Memory of one process.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Memory {
+pub(crate) struct Memory {
     /// Proportional set size of everything but the guest's memory.
-    pub(super) own_pss_kib: f64,
+    pub(crate) own_pss_kib: f64,
     /// Resident pages of the guest's memory.
-    pub(super) guest_kib: f64,
+    pub(crate) guest_kib: f64,
 }
 
 /// Reads a process's mappings.
-pub(super) fn of(pid: u32) -> Result<Memory> {
+pub(crate) fn of(pid: u32) -> Result<Memory> {
     let path = format!("/proc/{pid}/smaps");
     Ok(sum(&fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?))
 }

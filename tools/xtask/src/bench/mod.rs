@@ -14,7 +14,7 @@
 mod containerd;
 mod figures;
 mod inside;
-mod memory;
+pub(crate) mod memory;
 
 use std::fs;
 use std::path::Path;

@@ -1,0 +1,276 @@
+//! containerd-stress: containers of containerd's own stress program, some at once, and what is left after them.
+//!
+//! Its workers create, start and delete containers whose process is `true` until they are told to stop. Then nothing of
+//! it may be on the machine: no process, mount, cgroup, socket, link or file of nacre's, no object of containerd's.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStderr, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+use nacre_tests::{Containerd, Traces, pids};
+use serde::{Deserialize, Serialize};
+
+use super::{Options, programs};
+use crate::bench::memory;
+use crate::lab::{self, Job, Kind, Place};
+use crate::process::step;
+use crate::project::Project;
+
+/// The image, in the registry that `stress.sh` starts.
+const IMAGE: &str = "127.0.0.1:5000/stress:latest";
+
+/// For a container on an emulated machine under load, several at once.
+const LIMIT_EACH: Duration = Duration::from_secs(30);
+
+/// Starting and ending of the machine and of what is needed there.
+const EXTRA: Duration = Duration::from_secs(15 * 60);
+
+/// Between two looks at the memory of all processes.
+const SAMPLE_EVERY: Duration = Duration::from_secs(2);
+
+/// The hidden half, where KVM works.
+#[derive(Args)]
+pub(crate) struct Inside {
+    /// Directory with the programs and for the result
+    out: PathBuf,
+    /// Containers to start
+    containers: u32,
+    /// How many at once
+    concurrency: u32,
+}
+
+/// What was seen.
+#[derive(Debug, Serialize, Deserialize)]
+struct Found {
+    containers: u32,
+    concurrency: u32,
+    failures: Vec<String>,
+    seconds: f64,
+    /// Traces of nacre and objects of containerd that were not there before.
+    left: Vec<String>,
+    /// Most memory that a process of a name held of its own, in the first and in the last quarter of the time, in KiB.
+    memory_kib: Vec<(String, f64, f64)>,
+}
+
+/// Runs it in a machine of its own; whether all containers ran and nothing is left.
+pub(super) fn run(project: &Project, place: Place, options: &Options) -> Result<bool> {
+    let dir = programs::directory(project);
+    step("stress: build", || programs::stress(project))?;
+    super::critest::images(project, place)?;
+    let own = std::env::current_exe().context("cannot tell where xtask is")?;
+    let words = [
+        project.root.join("tools/conformance/stress.sh").display().to_string(),
+        dir.display().to_string(),
+        own.display().to_string(),
+        options.containers.to_string(),
+        options.concurrency.to_string(),
+    ];
+    let job = Job { kind: Kind::Fresh, ..Job::new(words) }.timeout(limit(options.containers) + EXTRA);
+    match step("stress", || lab::execute(project, place, &job, &mut lab::forward))? {
+        0 => {}
+        status => bail!("the stress run ended with status {status}"),
+    }
+    let found = fs::read(result(&dir)).context("the stress run left no result")?;
+    let found: Found = serde_json::from_slice(&found).context("the stress run's result is no JSON")?;
+    print!("{}", table(&found));
+    Ok(found.failures.is_empty() && found.left.is_empty())
+}
+
+fn limit(containers: u32) -> Duration {
+    LIMIT_EACH.saturating_mul(containers)
+}
+
+fn result(out: &Path) -> PathBuf {
+    out.join("stress.json")
+}
+
+/// Starts a containerd, the stress program, and looks.
+pub(crate) fn measure(inside: &Inside) -> Result<()> {
+    let containerd = Containerd::without_images();
+    // The first container makes directories that all share, and its image stays.
+    drive(inside, &containerd, 1, 1, &mut Vec::new())?;
+    let (traces, objects) = (Traces::now(), objects(&containerd));
+    let mut samples = Vec::new();
+    let begin = Instant::now();
+    let failures = drive(inside, &containerd, inside.containers, inside.concurrency, &mut samples)?;
+    let seconds = begin.elapsed().as_secs_f64();
+    let mut left = traces.left_behind();
+    left.extend(self::objects(&containerd).difference(&objects).cloned());
+    let found = Found {
+        containers: inside.containers,
+        concurrency: inside.concurrency,
+        failures,
+        seconds,
+        left,
+        memory_kib: quarters(&samples),
+    };
+    let path = result(&inside.out);
+    fs::write(&path, format!("{:#}\n", serde_json::to_value(&found)?))
+        .with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Everything that containerd knows of, in the stress program's namespace.
+fn objects(containerd: &Containerd) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for list in [
+        &["containers", "ls", "-q"][..],
+        &["tasks", "ls", "-q"],
+        &["snapshots", "ls"],
+        &["leases", "ls", "-q"],
+    ] {
+        let out = containerd.ctr(&[&["-n", "stress"], list].concat()).ok();
+        found.extend(out.stdout.lines().map(|line| format!("{}: {line}", list[0])));
+    }
+    let tasks = containerd.path("state/io.containerd.runtime.v2.task/stress");
+    let bundles = fs::read_dir(tasks).into_iter().flatten().flatten();
+    found.extend(bundles.map(|entry| format!("bundle: {}", entry.file_name().to_string_lossy())));
+    found
+}
+
+/// Lets the stress program start so many containers, then end what it is at. Returns what it calls failures.
+fn drive(
+    inside: &Inside,
+    containerd: &Containerd,
+    containers: u32,
+    concurrency: u32,
+    samples: &mut Vec<Sample>,
+) -> Result<Vec<String>> {
+    let mut stress = Command::new(inside.out.join("bin/containerd-stress"))
+        .arg("--address")
+        .arg(containerd.path("sock"))
+        .args(["--debug", "--runtime", "io.containerd.nacre.v2", "--image", IMAGE])
+        .args(["--concurrent", &concurrency.to_string()])
+        .arg(format!("--duration={}s", limit(containers.max(10)).as_secs()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("cannot run containerd-stress")?;
+    let log = stress.stderr.take().context("no pipe from containerd-stress")?;
+    let is_over = AtomicBool::new(false);
+    let (failures, seen) = thread::scope(|scope| {
+        let sampler = scope.spawn(|| sample(&is_over));
+        let failures = follow(log, &stress, containers);
+        is_over.store(true, Ordering::Relaxed);
+        (failures, sampler.join().unwrap_or_default())
+    });
+    samples.extend(seen);
+    let status = stress.wait()?;
+    let mut failures = failures?;
+    if !status.success() {
+        failures.push(format!("containerd-stress ended with {status}"));
+    }
+    Ok(failures)
+}
+
+/// Counts the containers that its log tells of, and has it end when there are enough.
+fn follow(log: ChildStderr, stress: &Child, containers: u32) -> Result<Vec<String>> {
+    let (mut started, mut failures) = (0, Vec::new());
+    for line in BufReader::new(log).lines() {
+        let line = line.context("cannot read what containerd-stress says")?;
+        if line.contains("level=error") || line.contains("level=fatal") {
+            failures.push(line);
+        } else if line.contains("starting container ") {
+            started += 1;
+            if started % 10 == 0 {
+                println!("{started} containers");
+            }
+            if started == containers {
+                let interrupt = Command::new("kill").args(["-INT", &stress.id().to_string()]).status();
+                interrupt.context("cannot run kill")?;
+            }
+        }
+    }
+    if started < containers {
+        failures.push(format!("it started {started} containers of {containers}"));
+    }
+    Ok(failures)
+}
+
+/// A process at a moment: its name, and its own memory in KiB.
+struct Sample(&'static str, f64);
+
+/// Looks at every process of nacre until it is over.
+fn sample(is_over: &AtomicBool) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    while !is_over.load(Ordering::Relaxed) {
+        for name in ["containerd-shim", "nacre-vmm", "nacre-fs"] {
+            // Those that have just ended cannot be read.
+            let read = pids(name).into_iter().filter_map(|pid| memory::of(pid).ok());
+            samples.extend(read.map(|memory| Sample(name, memory.own_pss_kib)));
+        }
+        thread::sleep(SAMPLE_EVERY);
+    }
+    samples
+}
+
+/// The largest of the first and of the last quarter of each name's samples.
+fn quarters(samples: &[Sample]) -> Vec<(String, f64, f64)> {
+    let mut names: Vec<&str> = samples.iter().map(|sample| sample.0).collect();
+    names.sort_unstable();
+    names.dedup();
+    let largest = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    let of = |name: &str| {
+        let values: Vec<f64> =
+            samples.iter().filter(|sample| sample.0 == name).map(|sample| sample.1).collect();
+        let quarter = values.len().div_ceil(4);
+        (name.to_owned(), largest(&values[..quarter]), largest(&values[values.len() - quarter..]))
+    };
+    names.into_iter().map(of).collect()
+}
+
+fn table(found: &Found) -> String {
+    let each = found.seconds / f64::from(found.containers.max(1));
+    let mut text = format!(
+        "\n  {} containers, {} at once: {:.0} s, one every {each:.1} s; {} failures, {} things left\n",
+        found.containers,
+        found.concurrency,
+        found.seconds,
+        found.failures.len(),
+        found.left.len()
+    );
+    for (name, first, last) in &found.memory_kib {
+        text.push_str(&format!(
+            "  {name}: at most {first:.0} KiB in the first quarter, {last:.0} KiB in the last\n"
+        ));
+    }
+    for line in found.failures.iter().chain(&found.left) {
+        text.push_str(&format!("  {line}\n"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quarters_are_each_names_own() {
+        let samples: Vec<Sample> =
+            (1..=8_i32).flat_map(|n| [Sample("a", f64::from(n)), Sample("b", 3.0)]).collect();
+        assert_eq!(quarters(&samples), [("a".to_owned(), 2.0, 8.0), ("b".to_owned(), 3.0, 3.0)]);
+        assert!(quarters(&[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_left_is_told() {
+        let found = Found {
+            containers: 100,
+            concurrency: 4,
+            failures: Vec::new(),
+            seconds: 250.0,
+            left: vec!["mount x".to_owned()],
+            memory_kib: vec![("nacre-vmm".to_owned(), 1.0, 2.0)],
+        };
+        let text = table(&found);
+        assert!(text.contains("one every 2.5 s; 0 failures, 1 things left"), "{text}");
+        assert!(text.contains("  mount x\n"), "{text}");
+    }
+}
