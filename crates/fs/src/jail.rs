@@ -21,6 +21,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustix::fs::{FileType, Mode, OFlags, fstat};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
+use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
 use crate::start::ShareFile;
@@ -243,6 +244,9 @@ pub(crate) fn enter(root: &Path) -> Result<(), JailError> {
     step("descriptor limit", setrlimit(Resource::RLIMIT_NOFILE, files, files))?;
     // F06: no group of whoever started us comes along.
     step("setgroups", nix::unistd::setgroups(&[]))?;
+    // What a guest's user makes is made as that user. Whether they may is the guest's kernel's to say, which knows all their
+    // groups; a request names one. So the change of user must not take CAP_DAC_OVERRIDE away.
+    step("securebits", set_capabilities_secure_bits(CapabilitiesSecureBits::NO_SETUID_FIXUP))?;
     drop_capabilities()?;
     step("no_new_privs", nix::sys::prctl::set_no_new_privs())?;
     step("dumpable", nix::sys::prctl::set_dumpable(false))

@@ -177,6 +177,23 @@ fn f06_group_of_a_directory_gives_no_set_gid_file() {
 }
 
 #[test]
+fn user_makes_files_where_a_group_that_no_request_names_may() {
+    let (dir, mut guest) = mount();
+    let sub = dir.path().join("sub");
+    std::os::unix::fs::chown(&sub, Some(0), Some(4242)).unwrap();
+    std::fs::set_permissions(&sub, std::os::unix::fs::PermissionsExt::from_mode(0o2770)).unwrap();
+    let node = guest.lookup(guest.share, b"sub\0").unwrap();
+    let create = [2_u32, 0o100_664, 0, 0].map(u32::to_le_bytes).concat();
+    let mut request = guest.message(Opcode::Create as u32, node, size_of::<InHeader>() + 18, &create);
+    request.extend(b"f\0");
+    request[24..32].copy_from_slice(&[1000_u32, 1000].map(u32::to_le_bytes).concat());
+    let reply = guest.exchange(&request, ROOM);
+    guest.read_reply(&reply).unwrap();
+    let made = sub.join("f").metadata().unwrap();
+    assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (1000, 4242, 0o664));
+}
+
+#[test]
 fn f08_locks_are_not_taken_on_the_host() {
     let (_dir, mut guest) = mount();
     let file = guest.lookup(guest.share, b"file\0").unwrap();
