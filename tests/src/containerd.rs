@@ -194,6 +194,8 @@ sandbox_image = {PAUSE:?}
 [plugins."io.containerd.grpc.v1.cri".cni]
 bin_dir = "/usr/lib/cni"
 conf_dir = {cni:?}
+[plugins."io.containerd.grpc.v1.cri".containerd]
+default_runtime_name = "nacre"
 [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.nacre]
 runtime_type = "io.containerd.nacre.v2"
 "#

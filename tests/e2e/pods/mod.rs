@@ -10,9 +10,12 @@
 //! | [`exec`] | commands in a container, to their end |
 //! | [`streams`] | exec, attach and port-forward with their streams |
 //! | [`processes`] | command, environment, user and groups of a process |
+//! | [`security`] | capabilities, seccomp, masked paths, devices, what is refused |
+//! | [`volumes`] | directories and files of the host |
 //! | [`network`] | addresses, ports, names |
 //! | [`figures`] | limits and what is used of them |
 //! | [`events`] | what the runtime tells by itself |
+//! | [`sandbox_api`] | the same by `sandboxer = "shim"` |
 
 mod containers;
 mod ends;
@@ -23,7 +26,10 @@ mod lives;
 mod logs;
 mod network;
 mod processes;
+mod sandbox_api;
+mod security;
 mod streams;
+mod volumes;
 
 use nacre_tests::{Containerd, Shared};
 
