@@ -7,7 +7,7 @@
 //! | [`detached`] | `run -d` and the commands for what it starts |
 //! | [`docker`] | the same under a real Docker daemon, with its networks |
 //! | [`containerd`] | the same under a real containerd, by `ctr` |
-//! | [`pods`] | the same by the calls of a kubelet |
+//! | [`pods`], [`pods_older`] | the same by the calls of a kubelet, with containerd 2.1 and with 1.7 |
 //! | [`pods_alone`] | parts of a node that die, and what else needs a containerd of its own |
 //! | [`workloads`] | what a kubelet asks of the containers of a pod |
 //! | [`forward`] | from one side of a network namespace to the loopback of the other |
@@ -23,5 +23,6 @@ mod images;
 mod limits;
 mod pods;
 mod pods_alone;
+mod pods_older;
 mod run;
 mod workloads;

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use nacre_tests::cri::{Pod, Wish};
+use nacre_tests::cri::{Pod, RUNNING, Wish, wait_for};
 use nacre_tests::{Containerd, Outcome, TestSandbox, pids};
 
 /// VMMs that came after the start of a test.
@@ -106,27 +106,47 @@ fn container_that_ends_is_told_and_its_place_can_be_taken() {
 
 #[test]
 fn pod_outlives_its_containerd() {
+    outlive(Containerd::with_cri);
+}
+
+#[test]
+fn pod_outlives_its_containerd_of_1_7() {
+    outlive(Containerd::older);
+}
+
+fn outlive(start: fn() -> Containerd) {
     let (_census, vmms) = (TestSandbox::new(), Vmms::before());
-    let mut containerd = Containerd::with_cri();
+    let mut containerd = start();
     let cri = containerd.cri();
+    let volume = containerd.path("volume");
+    fs::create_dir(&volume).unwrap();
     let pod = Pod::run(&cri, "steady", &containerd.path("logs"));
-    let stays = pod.start("stays", Wish::sh("exec sleep 100000").share_processes());
+    let stays = pod.start("stays", Wish::idle().share_processes().mount(&volume, "/v"));
     assert!(pod.exec(&stays, &["ps"]).ok().text().contains("sleep 2000000000"), "the pause process");
-    let ends = pod.start("ends", Wish::sh("while ! [ -e /dev/shm/go ]; do sleep 0.2; done; exit 5"));
+    let script = "until [ -e /v/go ]; do sleep 0.2; done; touch /v/gone; exit 17";
+    let meanwhile = pod.start("meanwhile", Wish::sh(script).mount(&volume, "/v"));
+    let ends = pod.start("ends", Wish::sh("until [ -e /dev/shm/go ]; do sleep 0.2; done; exit 5"));
     let (id, vmm) = (pod.id().to_owned(), vmms.new());
 
     containerd.kill();
+    fs::write(volume.join("go"), "").unwrap();
+    wait_for("an end that nobody hears", || volume.join("gone").exists());
     assert_eq!(vmms.new(), vmm);
     containerd.launch();
     let cri = containerd.cri();
     let pod = Pod::again(&cri, &id, "steady", &containerd.path("logs"));
-    assert_eq!(pod.exec(&stays, &["sh", "-c", "touch /dev/shm/go; echo alive"]).ok().text(), "alive");
+    assert_eq!(pod.wait(&meanwhile).exit_code, 17);
+    assert_eq!(pod.status(&stays).state, RUNNING);
+    assert_eq!(pod.sh(&stays, "touch /dev/shm/go; echo alive").ok().text(), "alive");
     assert_eq!(pod.wait(&ends).exit_code, 5);
+    let (fresh, _) = pod.run_to_end("fresh", Wish::sh("exit 0"));
+    assert_eq!(fresh.exit_code, 0);
     assert_eq!(vmms.new(), vmm);
 
     // A killed VMM ends every container, and the pod can be taken away.
     Outcome::of(Command::new("kill").args(["-9", &vmm[0].to_string()])).ok();
     assert_eq!(pod.wait(&stays).exit_code, 137);
+    pod.wait_until_not_ready();
     pod.end();
 }
 

@@ -17,19 +17,19 @@
 //! | [`events`] | what the runtime tells by itself |
 //! | [`sandbox_api`] | the same by `sandboxer = "shim"` |
 
-mod containers;
-mod ends;
+pub(crate) mod containers;
+pub(crate) mod ends;
 mod events;
-mod exec;
-mod figures;
-mod lives;
-mod logs;
+pub(crate) mod exec;
+pub(crate) mod figures;
+pub(crate) mod lives;
+pub(crate) mod logs;
 mod network;
-mod processes;
+pub(crate) mod processes;
 mod sandbox_api;
-mod security;
-mod streams;
-mod volumes;
+pub(crate) mod security;
+pub(crate) mod streams;
+pub(crate) mod volumes;
 
 use nacre_tests::{Containerd, Shared};
 

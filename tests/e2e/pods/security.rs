@@ -96,6 +96,31 @@ fn no_new_privs_keeps_a_setuid_program_from_gaining() {
 }
 
 #[test]
+fn seccomp_is_the_runtimes_none_or_that_of_a_file() {
+    seccomp(&NODE.share());
+}
+
+pub(crate) fn seccomp(stay: &Stay<'_>) {
+    let file = stay.file(
+        "no-mkdir.json",
+        r#"{"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+            "syscalls": [{"names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_ERRNO", "errnoRet": 95}]}"#,
+    );
+    let file = file.display().to_string();
+    let pod = stay.pod();
+    for (attempt, kind, name, mode) in [(0, 0, "", "2"), (1, 1, "", "0"), (2, 2, file.as_str(), "2")] {
+        let wish = Wish::idle().attempt(attempt);
+        let id = pod
+            .start("seccomp", wish.security(|security| security.seccomp = Some(profile(kind, name)).into()));
+        assert_eq!(pod.sh(&id, "grep Seccomp: /proc/1/status | cut -f2").ok().text(), mode);
+        let made = pod.sh(&id, "touch /ok && mkdir /dir");
+        assert_eq!(made.status == 0, kind != 2, "{made:?}");
+        assert!(kind != 2 || made.stderr.contains("not supported"), "{made:?}");
+        pod.remove(&id);
+    }
+}
+
+#[test]
 fn seccomp_file_that_is_not_there_is_refused() {
     let stay = NODE.share();
     let wish = Wish::idle().security(|security| {
@@ -103,6 +128,28 @@ fn seccomp_file_that_is_not_there_is_refused() {
     });
     let refusal = stay.pod().try_create("seccomp", wish).unwrap_err();
     assert!(refusal.message.contains("/no/such/profile.json"), "{refusal:?}");
+}
+
+#[test]
+fn masked_paths_are_empty_and_read_only_ones_are_not_written() {
+    let stay = NODE.share();
+    let pod = stay.pod();
+    let paths = |of: &[&str]| of.iter().map(|path| (*path).to_owned()).collect::<Vec<String>>();
+    let wish = Wish::idle().security(|security| {
+        security.masked_paths =
+            paths(&["/proc/timer_list", "/proc/keys", "/sys/firmware", "/proc/no-such-file"]);
+        security.readonly_paths = paths(&["/proc/sys", "/proc/no-such-file"]);
+    });
+    let masked = pod.start("masked", wish);
+    assert_eq!(pod.sh(&masked, "cat /proc/timer_list /proc/keys; ls /sys/firmware").stdout, "");
+    let written = pod.sh(&masked, "echo x > /proc/sys/kernel/core_pattern");
+    assert!(written.stderr.contains("Read-only"), "{written:?}");
+    // procMount: Unmasked.
+    let open = pod.start("open", Wish::idle());
+    assert_ne!(pod.sh(&open, "cat /proc/timer_list | head -c 5; grep -c /proc/ /proc/mounts").stdout, "");
+    assert_eq!(pod.sh(&open, "grep -c ' /proc/' /proc/mounts").text(), "0");
+    pod.remove(&masked);
+    pod.remove(&open);
 }
 
 #[test]
