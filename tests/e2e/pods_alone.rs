@@ -22,50 +22,6 @@ impl Vmms {
 }
 
 #[test]
-fn containers_of_a_pod_share_one_vm_with_its_network_and_memory() {
-    let (_census, vmms) = (TestSandbox::new(), Vmms::before());
-    let containerd = Containerd::with_cri();
-    let cri = containerd.cri();
-    let pod = Pod::run(&cri, "web", &containerd.path("logs"));
-    assert_eq!(vmms.new().len(), 1);
-
-    let serve = "echo hello > /tmp/index.html; echo shared > /dev/shm/note; exec httpd -f -p 8080 -h /tmp";
-    let server = pod.start("server", Wish::sh(serve));
-    let client = pod.start("client", Wish::sh("exec sleep 100000"));
-    assert_eq!(vmms.new().len(), 1, "one VM for the pod");
-    let inside = |container: &str, script: &str| pod.exec(container, &["sh", "-c", script]);
-
-    // One kernel, another than the host's; one host name; one shared memory; one loopback.
-    let host = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
-    let (first, second) = (inside(&server, "uname -r; hostname"), inside(&client, "uname -r; hostname"));
-    assert_eq!(first.text(), second.text());
-    assert!(first.text().contains("-guest") && !first.text().contains(host.trim()), "{first:?}");
-    assert!(first.text().ends_with("web"), "{first:?}");
-    let fetch = "for i in 1 2 3 4 5 6 7 8 9; do wget -qO- http://127.0.0.1:8080/ && break; sleep 1; done";
-    assert_eq!(inside(&client, fetch).ok().text(), "hello");
-    assert_eq!(inside(&client, "cat /dev/shm/note").ok().text(), "shared");
-
-    // Root file systems and processes are each one's own.
-    assert_ne!(inside(&client, "cat /tmp/index.html").status, 0);
-    assert!(!inside(&client, "ps").ok().text().contains("httpd"));
-
-    // The address that CNI gave the pod is the guest's, and reaches it from the host.
-    let address = pod.address();
-    assert!(inside(&client, "ip -4 addr show eth0").ok().text().contains(&address));
-    let url = format!("http://{address}:8080/");
-    let mut get = Command::new("busybox");
-    assert_eq!(Outcome::of(get.args(["wget", "-qO-", "-T", "60", &url])).ok().text(), "hello");
-
-    assert_eq!(pod.stop(&server).exit_code, 137);
-    pod.remove(&server);
-    assert_eq!(inside(&client, "echo still here").ok().text(), "still here");
-    let id = pod.id().to_owned();
-    pod.end();
-    assert!(vmms.new().is_empty());
-    assert!(!Path::new("/run/nacre/k8s.io").join(&id).exists(), "no sandbox is left");
-}
-
-#[test]
 fn container_that_ends_is_told_and_its_place_can_be_taken() {
     let _census = TestSandbox::new();
     let containerd = Containerd::with_cri();

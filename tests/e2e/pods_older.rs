@@ -3,7 +3,7 @@
 
 use nacre_tests::{Containerd, Shared};
 
-use super::pods::{containers, ends, exec, figures, security, streams, volumes};
+use super::pods::{containers, ends, exec, figures, logs, security, streams, volumes};
 
 static NODE: Shared = Shared::new(module_path!(), Containerd::older);
 
@@ -60,4 +60,14 @@ fn containers_of_a_pod_share_an_empty_dir_and_the_host_sees_it() {
 #[test]
 fn cpu_of_a_container_is_that_of_its_cgroup_in_the_guest() {
     figures::cpu(&NODE.share());
+}
+
+#[test]
+fn lines_of_both_streams_are_logged_with_time_stream_and_tag() {
+    logs::lines(&NODE.share());
+}
+
+#[test]
+fn limits_of_a_container_hold_in_the_guest_and_are_changed_while_it_runs() {
+    figures::limits(&NODE.share());
 }

@@ -11,6 +11,7 @@
 //! | [`streams`] | exec, attach and port-forward with their streams |
 //! | [`processes`] | command, environment, user and groups of a process |
 //! | [`security`] | capabilities, seccomp, masked paths, devices, what is refused |
+//! | [`sharing`] | what the containers of a pod share, and what they do not |
 //! | [`volumes`] | directories and files of the host |
 //! | [`network`] | addresses, ports, names |
 //! | [`figures`] | limits and what is used of them |
@@ -28,6 +29,7 @@ mod network;
 pub(crate) mod processes;
 mod sandbox_api;
 pub(crate) mod security;
+mod sharing;
 pub(crate) mod streams;
 pub(crate) mod volumes;
 
