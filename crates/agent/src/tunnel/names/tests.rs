@@ -29,17 +29,28 @@ async fn open() -> DuplexStream {
     host
 }
 
-/// Answers with the query and an exclamation mark.
-async fn reply(host: &mut DuplexStream) -> Transport {
+/// The next query.
+async fn query(host: &mut DuplexStream) -> (Header, Vec<u8>) {
     let mut header = [0; HEADER_LEN];
     host.read_exact(&mut header).await.unwrap();
     let header = Header::from_bytes(header).unwrap();
     let mut message = vec![0; usize::from(header.length)];
     host.read_exact(&mut message).await.unwrap();
+    (header, message)
+}
+
+/// Answers it with itself and an exclamation mark.
+async fn answer(host: &mut DuplexStream, (header, mut message): (Header, Vec<u8>)) {
     message.push(b'!');
-    let answer = Header { length: header.length + 1, ..header };
-    host.write_all(&[&answer.to_bytes()[..], &message].concat()).await.unwrap();
-    header.transport
+    let header = Header { length: header.length + 1, ..header };
+    host.write_all(&[&header.to_bytes()[..], &message].concat()).await.unwrap();
+}
+
+async fn reply(host: &mut DuplexStream) -> Transport {
+    let query = query(host).await;
+    let transport = query.0.transport;
+    answer(host, query).await;
+    transport
 }
 
 #[test]
@@ -87,8 +98,13 @@ fn oldest_query_makes_room_and_answers_that_nobody_waits_for_are_dropped() {
         for number in 0..=MAX_QUERIES as u8 {
             client.send(&[number]).await.unwrap();
         }
+        // All of them wait before the first is answered.
+        let mut queries = Vec::new();
         for _ in 0..=MAX_QUERIES {
-            reply(&mut host).await;
+            queries.push(query(&mut host).await);
+        }
+        for query in queries {
+            answer(&mut host, query).await;
         }
         let stray = Header { tag: 7777, transport: Transport::Udp, length: 0 };
         host.write_all(&stray.to_bytes()).await.unwrap();
