@@ -117,6 +117,13 @@ fn host_is_reached_from_a_pod_by_its_gateway() {
     let port = listener.local_addr().unwrap().port();
     let server = std::thread::spawn(move || {
         let (mut peer, from) = listener.accept().unwrap();
+        // All of the request: what is unread at the close would make a reset of it.
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            peer.read_exact(&mut byte).unwrap();
+            request.extend(byte);
+        }
         peer.write_all(b"HTTP/1.0 200 OK\r\n\r\nfrom the host").unwrap();
         from.ip().to_string()
     });
