@@ -243,7 +243,7 @@ impl Merged {
 /// `.config` holds `CONFIG_X=` lines for symbols that are defined as empty; they say nothing.
 fn without_empty_values(text: &str) -> String {
     text.lines()
-        .filter(|line| !line.ends_with('='))
+        .filter(|line| line.split_once('=').is_none_or(|(_, value)| !value.is_empty()))
         .fold(String::with_capacity(text.len()), |out, line| out + line + "\n")
 }
 
@@ -337,6 +337,12 @@ mod tests {
             error.unwrap_err().to_string(),
             "setting CONFIG_HZ did not survive: is 250, wanted 100 (set in fragment a)"
         );
+    }
+
+    #[test]
+    fn text_that_ends_in_an_equals_sign_is_a_value() {
+        let asked = merged("CONFIG_X==");
+        assert_eq!(asked.check("CONFIG_X==\nCONFIG_EMPTY=\n", &[]), Ok(()));
     }
 
     #[test]
