@@ -11,6 +11,7 @@
 //! | [`pods_alone`] | parts of a node that die, and what else needs a containerd of its own |
 //! | [`workloads`] | what a kubelet asks of the containers of a pod |
 //! | [`forward`] | from one side of a network namespace to the loopback of the other |
+//! | [`volumes`] | what a pod's volumes are: updates, limits, devices, owners |
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
 //! | [`images`] | `pull`, `images`, `inspect`, `rmi`, `system prune` |
 
@@ -25,4 +26,5 @@ mod pods;
 mod pods_alone;
 mod pods_older;
 mod run;
+mod volumes;
 mod workloads;

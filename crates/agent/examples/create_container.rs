@@ -11,7 +11,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nacre_agent::container::{ChildStdio, CreateInput, Guest, RootfsSource, SharedMemory, create, warm_up};
+use nacre_agent::container::{
+    ChildStdio, CreateInput, Guest, RootfsSource, SharedMemory, Volumes, create, warm_up,
+};
 use nacre_agent::process::{Children, reap_for_ever};
 use rustix::fs::{Mode, OFlags, open};
 
@@ -38,6 +40,7 @@ fn main() -> Result<()> {
         shares_dir: bundle.clone(),
         children,
         shared_memory: Arc::new(SharedMemory::new("/run/nacre-bench/shm".into())),
+        volumes: Arc::new(Volumes::new("/run/nacre-bench/volumes".into())),
         launcher: Arc::default(),
     };
     let spec_json = std::fs::read(bundle.join("config.json"))?;

@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nacre_protocol::ports::{SHARED_MEMORY_DIR, SHARES_DIR};
+use nacre_protocol::volumes::VOLUMES_DIR;
 use rustix::process::{Pid, getpid};
 use rustix::system::{RebootCommand, reboot};
 use tokio::runtime::Builder;
 
 use crate::agent::Agent;
-use crate::container::{Guest, SharedMemory, raise_file_limit};
+use crate::container::{Guest, SharedMemory, Volumes, raise_file_limit};
 use crate::machine::boottime_us;
 use crate::machine::network::{NetworkError, loopback_up};
 use crate::process::{Children, reap_for_ever};
@@ -85,6 +86,7 @@ fn guest() -> Guest {
         shares_dir: PathBuf::from(SHARES_DIR),
         children: Arc::new(Children::default()),
         shared_memory: Arc::new(SharedMemory::new(PathBuf::from(SHARED_MEMORY_DIR))),
+        volumes: Arc::new(Volumes::new(PathBuf::from(VOLUMES_DIR))),
         launcher: Arc::default(),
     }
 }

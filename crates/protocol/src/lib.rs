@@ -7,6 +7,7 @@
 //! | containerd -> shim | `cri` (feature `cri`) | a pod's configuration in the Sandbox API |
 //! | configuration -> shim, agent | [`annotations`] | annotations of the OCI configuration |
 //! | bundle's small files -> agent | [`files`] | by value in `CreateContainerRequest` |
+//! | a kubelet's projected volumes -> agent | [`volumes`] | by value in `SetVolumeRequest`, again at each change |
 //! | shim <-> a process's stdio | [`stream`] | raw bytes on vsock port [`ports::STREAM_PORT`] |
 //! | namespace on the host <-> guest's loopback | [`tunnel`] | raw bytes on vsock port [`ports::TUNNEL_PORT`] |
 //! | shim -> `nacre-fs` | [`fs`] | one JSON message with descriptors on a `SOCK_SEQPACKET` socket |
@@ -29,3 +30,4 @@ pub mod stream;
 pub mod task;
 pub mod tunnel;
 pub mod vm;
+pub mod volumes;

@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use nacre_protocol::rpc::agent::{
     self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, DiskRootfs,
-    Empty, HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs, SharedRootfs, SignalRequest,
-    SlotRequest, UpdateRequest, rootfs::Source,
+    Empty, HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs, SetVolumeRequest,
+    SharedRootfs, SignalRequest, SlotRequest, UpdateRequest, VolumeEntry, VolumeRequest, rootfs::Source,
 };
 use nacre_protocol::rpc::agent_ttrpc::AgentClient;
 use ttrpc::context::Context;
@@ -232,6 +232,31 @@ impl Agent {
     pub async fn unbind_slot(&self, slot: u32) -> Result<(), AgentError> {
         let request = SlotRequest { slot, ..Default::default() };
         within(self.timeout, "UnbindSlot", self.client.unbind_slot(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    /// Makes a volume hold these entries; `create` where there is none of this name.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn set_volume(
+        &self,
+        name: &str,
+        create: bool,
+        entries: Vec<VolumeEntry>,
+    ) -> Result<(), AgentError> {
+        let request = SetVolumeRequest { name: name.to_owned(), create, entries, ..Default::default() };
+        within(self.timeout, "SetVolume", self.client.set_volume(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    /// Forgets a volume.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn remove_volume(&self, name: &str) -> Result<(), AgentError> {
+        let request = VolumeRequest { name: name.to_owned(), ..Default::default() };
+        within(self.timeout, "RemoveVolume", self.client.remove_volume(Context::default(), &request)).await?;
         Ok(())
     }
 

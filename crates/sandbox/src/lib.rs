@@ -24,3 +24,4 @@ pub mod tail;
 pub mod text;
 pub mod tunnel;
 pub mod vm;
+pub mod volumes;

@@ -29,12 +29,13 @@ use crate::file_server::FileServer;
 use crate::jail::JailId;
 use crate::network::Network;
 use crate::plan::pod::Role;
-use crate::plan::{NetworkPlan, Plan, RootfsPlan};
+use crate::plan::{NetworkPlan, Plan, RootfsPlan, Share};
 use crate::record::{ProcessRef, Record, SandboxDir};
 use crate::stdio::Dialer;
 use crate::storage::{HostMounts, OpenDisks, StorageError, open_disks, open_shares};
 use crate::tunnel::{self, Served};
 use crate::vm::{Parts, Place, Vm, VmError, VmExit};
+use crate::volumes::{self, Followed, OpenVolume, Volume};
 
 mod hotplug;
 
@@ -102,7 +103,9 @@ pub struct Addition {
     mounts: HostMounts,
     /// Slots of its disks.
     slots: Vec<u32>,
-    /// Where the layers of its root lie on the first of them.
+    /// Volumes that follow the host's.
+    volumes: Vec<Followed>,
+    /// Where the layers of its root lie on the first of its disks.
     layers: Vec<(u64, u64)>,
 }
 
@@ -380,6 +383,9 @@ impl Machine {
     /// See [`SandboxError`]. Nothing is left of it.
     pub async fn add(&mut self, plan: &Plan) -> Result<Addition, SandboxError> {
         let OpenDisks { disks, layers } = open_disks(plan)?;
+        let (volumes, shares) = self.open_volumes(&plan.volumes).await?;
+        // Those that cannot cross by value are shares.
+        let plan = &Plan { shares: [plan.shares.clone(), shares].concat(), ..plan.clone() };
         self.served += plan.shares.len();
         if self.served > MAX_SERVED {
             return Err(SandboxError::TooManyShares);
@@ -401,7 +407,15 @@ impl Machine {
             Ok((mounts, slots)) => {
                 self.has_unwritten |= may_hold_unwritten(plan);
                 let shares = plan.shares.iter().map(|share| share.name.clone()).collect();
-                Ok(Addition { shares, mounts, slots, layers })
+                let mut addition = Addition { shares, mounts, slots, volumes: Vec::new(), layers };
+                match self.follow(volumes, &mut addition.volumes).await {
+                    Ok(()) => Ok(addition),
+                    Err(error) => {
+                        // The VM may be gone, and everything with it.
+                        let _ = self.remove(addition).await;
+                        Err(error)
+                    }
+                }
             }
             Err(error) => {
                 self.record.mounts.truncate(known);
@@ -409,6 +423,37 @@ impl Machine {
                 Err(error)
             }
         }
+    }
+
+    /// Opens volumes, and makes shares of those that cannot cross by value.
+    async fn open_volumes(&self, wanted: &[Volume]) -> Result<(Vec<OpenVolume>, Vec<Share>), SandboxError> {
+        let wanted = wanted.to_vec();
+        if wanted.is_empty() {
+            return Ok((Vec::new(), Vec::new()));
+        }
+        let opened = tokio::task::spawn_blocking(move || {
+            let (mut open, mut shares) = (Vec::new(), Vec::new());
+            for volume in wanted {
+                match volumes::open(&volume) {
+                    Ok(volume) => open.push(volume),
+                    Err(error) => {
+                        debug!(%error, source = ?volume.source, "a volume is a share");
+                        shares.push(Share { name: volume.name, source: volume.source, read_only: true });
+                    }
+                }
+            }
+            (open, shares)
+        });
+        let opened = tokio::time::timeout(self.timeout, opened).await;
+        opened.map_err(|_| SandboxError::StorageTimeout(self.timeout))?.map_err(|_| SandboxError::Closed)
+    }
+
+    async fn follow(&self, volumes: Vec<OpenVolume>, into: &mut Vec<Followed>) -> Result<(), SandboxError> {
+        for volume in volumes {
+            let followed = volume.follow(&self.agent).await;
+            into.push(self.explained(followed).await?);
+        }
+        Ok(())
     }
 
     /// Takes shares back, of which some may never have been served.
@@ -456,7 +501,11 @@ impl Machine {
     /// # Errors
     /// See [`SandboxError`]. The mounts on the host are gone all the same.
     pub async fn remove(&mut self, addition: Addition) -> Result<(), SandboxError> {
-        let Addition { shares, mounts, slots, .. } = addition;
+        let Addition { shares, mounts, slots, volumes, .. } = addition;
+        for volume in volumes {
+            let ended = volume.end(&self.agent).await;
+            self.explained(ended).await?;
+        }
         for slot in slots {
             self.unplug(slot).await?;
         }

@@ -42,7 +42,7 @@ const KERNEL_TREES: [u32; 15] = [
 ];
 
 /// Whether `f_type` of statfs(2) is one of [`KERNEL_TREES`].
-fn is_kernel_tree(kind: rustix::fs::FsWord) -> bool {
+pub(crate) fn is_kernel_tree(kind: rustix::fs::FsWord) -> bool {
     // The field's type differs between architectures; the magic numbers have 32 bits.
     u32::try_from(kind & 0xffff_ffff).is_ok_and(|kind| KERNEL_TREES.contains(&kind))
 }

@@ -46,6 +46,7 @@ mod seccomp;
 mod shared_memory;
 mod start;
 mod sys;
+mod volumes;
 
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -70,6 +71,7 @@ pub use seccomp::InvalidProfile;
 pub use shared_memory::SharedMemory;
 pub use start::{ExecError, Starter};
 pub(crate) use sys::task::raise_file_limit;
+pub use volumes::{VolumeContent, VolumeEntry, VolumeError, Volumes};
 
 /// The guest as this module sees it: made once at boot.
 #[derive(Debug, Clone)]
@@ -87,6 +89,8 @@ pub struct Guest {
     pub children: Arc<Children>,
     /// What the containers of a pod share.
     pub shared_memory: Arc<SharedMemory>,
+    /// Volumes that came by value.
+    pub volumes: Arc<Volumes>,
     /// Forks the children of containers.
     pub launcher: Arc<Launcher>,
 }

@@ -5,7 +5,7 @@ use std::error::Error;
 use nacre_protocol::id::IdError;
 use ttrpc::Code;
 
-use crate::container::{CgroupError, CreateError, ExecError};
+use crate::container::{CgroupError, CreateError, ExecError, VolumeError};
 use crate::machine::network::{ConfigError, NetworkError};
 use crate::machine::{IdentityError, ShareError, SlotError};
 use crate::process::{DeleteError, MakeError, ProcessError};
@@ -40,6 +40,8 @@ pub(super) enum ServiceError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
     Id(#[from] IdError),
     #[error("{0}")]
     Invalid(&'static str),
@@ -64,7 +66,10 @@ impl ServiceError {
             Self::Delete(_) | Self::Cgroup(_) | Self::Identity(_) | Self::Share(_) | Self::Slot(_) => {
                 Code::INTERNAL
             }
-            Self::Network(_) | Self::CutShort => Code::INTERNAL,
+            Self::Volume(VolumeError::Entries(_)) => Code::INVALID_ARGUMENT,
+            Self::Volume(VolumeError::Missing(_)) => Code::NOT_FOUND,
+            Self::Volume(VolumeError::Exists(_)) => Code::ALREADY_EXISTS,
+            Self::Network(_) | Self::Volume(VolumeError::Path { .. }) | Self::CutShort => Code::INTERNAL,
         }
     }
 

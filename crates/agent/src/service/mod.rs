@@ -7,6 +7,7 @@ mod container;
 mod error;
 mod machine;
 mod process;
+mod volume;
 
 use std::future::Future;
 use std::sync::Arc;
@@ -15,7 +16,8 @@ use async_trait::async_trait;
 use nacre_protocol::rpc::agent::{
     ConfigureNetworkRequest, ContainerRequest, CreateContainerReply, CreateContainerRequest,
     CreateExecRequest, Empty, EventReply, HelloReply, HelloRequest, ListProcessesReply, ProcessRequest,
-    ResizeRequest, SignalRequest, SlotRequest, StartReply, StatsReply, UpdateRequest, WaitReply,
+    ResizeRequest, SetVolumeRequest, SignalRequest, SlotRequest, StartReply, StatsReply, UpdateRequest,
+    VolumeRequest, WaitReply,
 };
 use nacre_protocol::rpc::agent_ttrpc;
 use ttrpc::r#async::TtrpcContext;
@@ -112,6 +114,14 @@ impl agent_ttrpc::Agent for Service {
 
     async fn stats(&self, _: &TtrpcContext, request: ContainerRequest) -> ttrpc::Result<StatsReply> {
         self.answer("Stats", |agent| container::stats(agent, request)).await
+    }
+
+    async fn set_volume(&self, _: &TtrpcContext, request: SetVolumeRequest) -> ttrpc::Result<Empty> {
+        self.answer("SetVolume", |agent| volume::set(agent, request)).await
+    }
+
+    async fn remove_volume(&self, _: &TtrpcContext, request: VolumeRequest) -> ttrpc::Result<Empty> {
+        self.answer("RemoveVolume", |agent| volume::remove(agent, request)).await
     }
 
     async fn bind_slot(&self, _: &TtrpcContext, request: SlotRequest) -> ttrpc::Result<Empty> {

@@ -16,3 +16,4 @@ mod pod;
 mod process;
 mod security;
 mod storage;
+mod volumes;

@@ -45,8 +45,19 @@ pub enum DeviceError {
 }
 
 /// Takes block devices and the rules for them out of the document: their numbers are the host's, and mean something else in
-/// the guest. `prefix` begins the serials of their disks.
-pub(super) fn take(document: &mut Value, prefix: &str) -> Result<Vec<BlockDevice>, DeviceError> {
+/// the guest. `prefix` begins the serials of their disks. `mounted` are those that the container has as mounts, each of which it
+/// was given by name, also a privileged one.
+pub(super) fn take(
+    document: &mut Value,
+    prefix: &str,
+    mounted: Vec<BlockDevice>,
+) -> Result<Vec<BlockDevice>, DeviceError> {
+    let mut all = of_list(document, prefix)?;
+    all.extend(mounted);
+    if all.len() > MAX_BLOCK_DEVICES { Err(DeviceError::TooMany(all.len())) } else { Ok(all) }
+}
+
+fn of_list(document: &mut Value, prefix: &str) -> Result<Vec<BlockDevice>, DeviceError> {
     let Some(linux) = document.get_mut("linux").and_then(Value::as_object_mut) else { return Ok(Vec::new()) };
     let rules = linux.get_mut("resources").and_then(|resources| resources.get_mut("devices"));
     let mut rules = rules.and_then(Value::as_array_mut);
@@ -136,7 +147,7 @@ mod tests {
         let deny = json!({"allow": false, "access": "rwm"});
         let rule = json!({"allow": true, "type": "b", "major": 8, "minor": 16, "access": "rwm"});
         let mut document = document(json!([disk, fuse]), json!([deny, rule]));
-        let taken = take(&mut document, "c2-").unwrap();
+        let taken = take(&mut document, "c2-", vec![]).unwrap();
         let expected = BlockDevice {
             disk_id: "c2-dev0".into(),
             path: "/dev/xvda".into(),
@@ -156,8 +167,8 @@ mod tests {
     fn device_that_may_not_be_written_is_a_read_only_disk() {
         let disk = json!({"path": "/dev/xvda", "type": "b", "major": 8, "minor": 16});
         let rule = json!({"allow": true, "type": "b", "major": 8, "minor": 16, "access": "rm"});
-        assert!(take(&mut document(json!([disk]), json!([rule])), "").unwrap()[0].read_only);
-        assert!(take(&mut document(json!([disk]), json!([])), "").unwrap()[0].read_only);
+        assert!(take(&mut document(json!([disk]), json!([rule])), "", vec![]).unwrap()[0].read_only);
+        assert!(take(&mut document(json!([disk]), json!([])), "", vec![]).unwrap()[0].read_only);
     }
 
     #[test]
@@ -169,7 +180,7 @@ mod tests {
             json!({"allow": true, "type": "a", "major": -1, "minor": null}),
         ] {
             let mut document = document(json!([disk]), json!([everything]));
-            assert_eq!(take(&mut document, "").unwrap(), []);
+            assert_eq!(take(&mut document, "", vec![]).unwrap(), []);
             assert_eq!(document["linux"]["devices"], json!([]));
         }
     }
@@ -178,12 +189,12 @@ mod tests {
     fn devices_without_a_number_and_too_many_of_them_are_refused() {
         let bad = json!({"path": "/dev/x", "type": "b", "major": -1, "minor": 0});
         assert_eq!(
-            take(&mut document(json!([bad]), json!([])), ""),
+            take(&mut document(json!([bad]), json!([])), "", vec![]),
             Err(DeviceError::Number("/dev/x".into()))
         );
         let disk = json!({"path": "/dev/x", "type": "b", "major": 8, "minor": 0});
         let many = Value::Array(vec![disk; MAX_BLOCK_DEVICES + 1]);
-        assert_eq!(take(&mut document(many, json!([])), ""), Err(DeviceError::TooMany(17)));
-        assert_eq!(take(&mut json!({}), "").unwrap(), []);
+        assert_eq!(take(&mut document(many, json!([])), "", vec![]), Err(DeviceError::TooMany(17)));
+        assert_eq!(take(&mut json!({}), "", vec![]).unwrap(), []);
     }
 }

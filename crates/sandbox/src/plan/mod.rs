@@ -13,6 +13,7 @@ pub mod cgroup;
 pub mod devices;
 pub mod files;
 pub mod mounts;
+mod nodes;
 pub mod pod;
 pub mod resources;
 pub mod rootfs;
@@ -34,6 +35,7 @@ pub use rootfs::{Mount, RootfsPlan};
 use crate::config::VmSettings;
 use crate::hooks::Hooks;
 use crate::mount_points::MountPoint;
+use crate::volumes::Volume;
 
 /// Longest OCI configuration in bytes: it crosses to the agent in one message of at most 4 MiB.
 pub const MAX_SPEC_BYTES: usize = 3 << 20;
@@ -101,6 +103,8 @@ pub struct Plan {
     pub shares: Vec<Share>,
     /// Small files of the bundle that the guest gets by value.
     pub files: Vec<BundleFile>,
+    /// Volumes that the guest gets by value, and again at each change.
+    pub volumes: Vec<Volume>,
     /// Block devices of the host that the container uses as they are.
     pub devices: Vec<BlockDevice>,
     /// The configuration as the agent gets it.
@@ -211,8 +215,11 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, prefix, &mut shares)?;
     let mut mount_points = mounts::points(&document, inputs.bundle);
     let place = mounts::Place { bundle: inputs.bundle, prefix, annotations: &spec.annotations };
-    let files = mounts::share_binds(&mut document, &place, &mut shares)?;
-    let devices = devices::take(&mut document, prefix)?;
+    let mut volumes = Vec::new();
+    // Only the containers of a pod have any, and those join.
+    let by_value = inputs.joined.is_some().then_some(&mut volumes);
+    let mounts::Binds { files, disks } = mounts::share_binds(&mut document, &place, &mut shares, by_value)?;
+    let devices = devices::take(&mut document, prefix, disks)?;
     strip_host_labels(&mut document);
     share_network(&mut document);
     let network = network(&spec, inputs.late_links);
@@ -235,6 +242,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         cgroup,
         shares,
         files,
+        volumes,
         devices,
         spec_json: serde_json::to_vec(&document).map_err(PlanError::Parse)?,
         hostname: if spec.hostname.is_empty() { DEFAULT_HOSTNAME.to_owned() } else { spec.hostname },

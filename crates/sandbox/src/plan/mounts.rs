@@ -5,18 +5,21 @@
 //! guest's kernel makes by itself (proc, tmpfs ...) stay as they are. Everything else, a mount of a host's
 //! device say, is refused.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::files::FILES_DIR;
 use nacre_protocol::fs::MAX_SHARES;
 use nacre_protocol::ports::{SHARED_MEMORY_DIR, SHARES_DIR};
-use serde_json::Value;
+use nacre_protocol::volumes::VOLUMES_DIR;
+use serde_json::{Value, json};
 
 use super::files::{self, BundleFile};
-use super::{in_bundle, pod};
+use super::nodes::{self, Node};
+use super::{BlockDevice, in_bundle, pod};
 use crate::mount_points::MountPoint;
 use crate::text::harmless;
+use crate::volumes::{Volume, is_kept_by_a_kubelet};
 
 /// Types that the guest's kernel makes without anything of the host.
 const GUEST_TYPES: [&str; 8] = ["proc", "sysfs", "tmpfs", "devpts", "mqueue", "cgroup", "cgroup2", "ramfs"];
@@ -58,6 +61,24 @@ pub enum MountError {
         /// The source.
         path: String,
     },
+    /// A driver of the host.
+    #[error(
+        "{path} is a character device of the host, which a VM cannot use; it has its own null, zero, full, random, urandom, \
+         tty, fuse and net/tun"
+    )]
+    CharDevice {
+        /// The source.
+        path: String,
+    },
+    /// A mount that should appear on the host.
+    #[error(
+        "the mount on {destination} has bidirectional propagation: what a container mounts is mounted in its VM and cannot \
+         appear on the host; use HostToContainer or None, or another runtime class"
+    )]
+    Propagation {
+        /// Where it should go.
+        destination: String,
+    },
     /// More than the file server takes.
     #[error("{0} host files and directories are shared, at most {MAX_SHARES} are possible")]
     TooMany(usize),
@@ -74,15 +95,27 @@ pub(super) struct Place<'a> {
     pub(super) annotations: &'a BTreeMap<String, String>,
 }
 
-/// Makes a share or a file of each bind mount, rewrites its source to the path in the guest, and gives the files. The
-/// shared memory of a pod is the guest's own.
+/// What bind mounts become beside shares.
+#[derive(Debug, Default)]
+pub(super) struct Binds {
+    /// Small files of the bundle.
+    pub(super) files: Vec<BundleFile>,
+    /// Block devices of the host.
+    pub(super) disks: Vec<BlockDevice>,
+}
+
+/// Makes a share, a file, a device or (where `volumes` takes them) a volume of each bind mount, rewrites its source to the
+/// path in the guest, and gives files and disks. The shared memory of a pod is the guest's own.
 pub(super) fn share_binds(
     document: &mut Value,
     place: &Place<'_>,
     shares: &mut Vec<Share>,
-) -> Result<Vec<BundleFile>, MountError> {
-    let mut files = Vec::new();
-    let Some(mounts) = document.get_mut("mounts").and_then(Value::as_array_mut) else { return Ok(files) };
+    mut volumes: Option<&mut Vec<Volume>>,
+) -> Result<Binds, MountError> {
+    let mut binds = Binds::default();
+    let mut devices = Vec::new();
+    let Some(mounts) = document.get_mut("mounts").and_then(Value::as_array_mut) else { return Ok(binds) };
+    let mut gone = BTreeSet::new();
     for (index, mount) in mounts.iter_mut().enumerate() {
         let mount = mount.as_object_mut().ok_or(MountError::NotAMount(index))?;
         let text = |key: &str| mount.get(key).and_then(Value::as_str).unwrap_or_default();
@@ -109,11 +142,28 @@ pub(super) fn share_binds(
             mount.insert("source".to_owned(), Value::String(SHARED_MEMORY_DIR.to_owned()));
             continue;
         }
-        refuse_kernel_trees(&source)?;
+        if has("shared") || has("rshared") {
+            return Err(MountError::Propagation { destination: harmless(text("destination"), 256) });
+        }
         let read_only = is_read_only(options);
         let name = format!("{}m{index}", place.prefix);
-        if files::take(place.bundle, &source, &name, &mut files) {
+        if let Some(node) = nodes::take(&source, text("destination"), read_only, name.clone())? {
+            gone.insert(index);
+            match node {
+                Node::OfGuest(node) => devices.push(node),
+                Node::Disk(disk) => binds.disks.push(disk),
+                Node::Present => {}
+            }
+            continue;
+        }
+        refuse_kernel_trees(&source)?;
+        if files::take(place.bundle, &source, &name, &mut binds.files) {
             mount.insert("source".to_owned(), Value::String(format!("{FILES_DIR}/{name}")));
+            continue;
+        }
+        if let Some(volumes) = volumes.as_deref_mut().filter(|_| read_only && is_kept_by_a_kubelet(&source)) {
+            mount.insert("source".to_owned(), Value::String(format!("{VOLUMES_DIR}/{name}")));
+            volumes.push(Volume { name, source });
             continue;
         }
         mount.insert("source".to_owned(), Value::String(format!("{SHARES_DIR}/{name}")));
@@ -122,7 +172,21 @@ pub(super) fn share_binds(
     if shares.len() > MAX_SHARES {
         return Err(MountError::TooMany(shares.len()));
     }
-    Ok(files)
+    let mut index = 0..;
+    mounts.retain(|_| index.next().is_some_and(|index| !gone.contains(&index)));
+    add_devices(document, devices);
+    Ok(binds)
+}
+
+/// The guest's own devices among the container's.
+fn add_devices(document: &mut Value, nodes: Vec<Value>) {
+    let linux = document.as_object_mut().map(|document| document.entry("linux").or_insert_with(|| json!({})));
+    let Some(linux) = linux.and_then(Value::as_object_mut).filter(|_| !nodes.is_empty()) else { return };
+    // Go writes null for an empty list.
+    match linux.get_mut("devices").and_then(Value::as_array_mut) {
+        Some(devices) => devices.extend(nodes),
+        None => drop(linux.insert("devices".to_owned(), Value::Array(nodes))),
+    }
 }
 
 /// What each mount needs to be mounted on; of those that are none, `share_binds` tells.
@@ -164,7 +228,7 @@ mod tests {
         let mut shares = Vec::new();
         let annotations = BTreeMap::from([("io.kubernetes.cri.sandbox-id".to_owned(), "p1".to_owned())]);
         let place = Place { bundle: Path::new("/bundle"), prefix: "", annotations: &annotations };
-        share_binds(&mut document, &place, &mut shares)?;
+        share_binds(&mut document, &place, &mut shares, None)?;
         Ok((shares, document["mounts"].take()))
     }
 
@@ -214,11 +278,54 @@ mod tests {
         ]});
         let mut shares = Vec::new();
         let place = Place { bundle: bundle.path(), prefix: "c2-", annotations: &BTreeMap::new() };
-        let files = share_binds(&mut document, &place, &mut shares).unwrap();
+        let Binds { files, .. } = share_binds(&mut document, &place, &mut shares, None).unwrap();
         let expected =
             files::BundleFile { name: "c2-m1".into(), content: b"x".to_vec(), mode: files[0].mode };
         assert_eq!((shares, files), (vec![], vec![expected]));
         assert_eq!(document["mounts"][1]["source"], "/run/nacre/files/c2-m1");
+    }
+
+    #[test]
+    fn volumes_of_a_kubelet_go_by_value_where_they_are_read_only() {
+        let source = "/var/lib/kubelet/pods/u/volumes/kubernetes.io~configmap/c";
+        let mount = |destination: &str, access: &str| json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", access]});
+        let mut document = json!({"mounts": [mount("/a", "ro"), mount("/b", "rw")]});
+        let (mut shares, mut volumes) = (Vec::new(), Vec::new());
+        let place = Place { bundle: Path::new("/bundle"), prefix: "c2-", annotations: &BTreeMap::new() };
+        share_binds(&mut document, &place, &mut shares, Some(&mut volumes)).unwrap();
+        assert_eq!(volumes, [Volume { name: "c2-m0".into(), source: source.into() }]);
+        assert_eq!(document["mounts"][0]["source"], "/run/nacre/volumes/c2-m0");
+        assert_eq!((shares.len(), shares[0].read_only), (1, false));
+    }
+
+    #[test]
+    fn mounts_that_should_appear_on_the_host_are_refused_and_the_other_way_is_not() {
+        let mount = |word: &str| json!([{"destination": "/x", "type": "bind", "source": "/srv", "options": ["rbind", word]}]);
+        for word in ["rshared", "shared"] {
+            let error = share(mount(word)).unwrap_err().to_string();
+            assert!(error.starts_with("the mount on /x has bidirectional propagation"), "{error}");
+        }
+        for word in ["rslave", "rprivate"] {
+            share(mount(word)).unwrap();
+        }
+    }
+
+    #[test]
+    fn device_nodes_are_no_mounts_but_devices_of_the_guest() {
+        let mount =
+            |path: &str| json!({"destination": path, "type": "bind", "source": path, "options": ["rbind"]});
+        for linux in [Value::Null, json!({"devices": null})] {
+            let mounts = json!([mount("/dev/fuse"), mount("/srv"), mount("/dev/null")]);
+            let mut document = json!({ "mounts": mounts });
+            if linux.is_object() {
+                document["linux"] = linux;
+            }
+            let place = Place { bundle: Path::new("/bundle"), prefix: "", annotations: &BTreeMap::new() };
+            share_binds(&mut document, &place, &mut Vec::new(), None).unwrap();
+            assert_eq!(document["mounts"].as_array().unwrap().len(), 1);
+            assert_eq!(document["mounts"][0]["destination"], "/srv");
+            assert_eq!(document["linux"]["devices"][0]["path"], "/dev/fuse");
+        }
     }
 
     #[test]
@@ -269,7 +376,7 @@ mod tests {
 
     #[test]
     fn kernel_trees_of_the_host_are_refused() {
-        for source in ["/proc", "/proc/1/root", "/sys/fs/cgroup", "/dev/sda"] {
+        for source in ["/proc", "/proc/1/root", "/sys/fs/cgroup", "/dev", "/dev/missing"] {
             let result = share(json!([{"destination": "/x", "type": "bind", "source": source}]));
             assert!(matches!(result, Err(MountError::KernelTree { .. })), "{source}");
         }

@@ -171,6 +171,7 @@ pub fn plan(
         own_processes: false,
         shares: Vec::new(),
         files: Vec::new(),
+        volumes: Vec::new(),
         devices: Vec::new(),
         spec_json: Vec::new(),
         network: request.network.clone().map_or(NetworkPlan::None, NetworkPlan::Path),
