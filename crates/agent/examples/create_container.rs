@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nacre_agent::container::{
-    ChildStdio, CreateInput, Guest, RootfsSource, SharedMemory, Volumes, create, warm_up,
+    ChildStdio, CreateInput, Guest, RootfsSource, SharedMemory, Sockets, Volumes, create, warm_up,
 };
 use nacre_agent::process::{Children, reap_for_ever};
 use rustix::fs::{Mode, OFlags, open};
@@ -40,6 +40,7 @@ fn main() -> Result<()> {
         shares_dir: bundle.clone(),
         children,
         shared_memory: Arc::new(SharedMemory::new("/run/nacre-bench/shm".into())),
+        sockets: Arc::new(Sockets::new("/run/nacre-bench/sockets".into())),
         volumes: Arc::new(Volumes::new("/run/nacre-bench/volumes".into())),
         launcher: Arc::default(),
     };

@@ -14,7 +14,7 @@ use rustix::system::{RebootCommand, reboot};
 use tokio::runtime::Builder;
 
 use crate::agent::Agent;
-use crate::container::{Guest, SharedMemory, Volumes, raise_file_limit};
+use crate::container::{Guest, SharedMemory, Sockets, Volumes, raise_file_limit};
 use crate::machine::boottime_us;
 use crate::machine::network::{NetworkError, loopback_up};
 use crate::process::{Children, reap_for_ever};
@@ -25,6 +25,9 @@ use mounts::MountError;
 
 /// Threads for calls that block; each container or exec that is being made or taken down holds one.
 const BLOCKING_THREADS: usize = 32;
+
+/// Where the files of sockets are that stand in for the host's.
+const SOCKETS_DIR: &str = "/run/nacre/sockets";
 
 /// How long writing back may take before the machine restarts all the same.
 const SYNC_TIMEOUT: Duration = Duration::from_secs(10);
@@ -86,6 +89,7 @@ fn guest() -> Guest {
         shares_dir: PathBuf::from(SHARES_DIR),
         children: Arc::new(Children::default()),
         shared_memory: Arc::new(SharedMemory::new(PathBuf::from(SHARED_MEMORY_DIR))),
+        sockets: Arc::new(Sockets::new(PathBuf::from(SOCKETS_DIR))),
         volumes: Arc::new(Volumes::new(PathBuf::from(VOLUMES_DIR))),
         launcher: Arc::default(),
     }

@@ -58,7 +58,7 @@ pub async fn run(agent: Arc<Agent>) -> Result<(), ServerError> {
         }
     });
     tokio::spawn(accept_hosts(listen(STREAM_PORT)?, Arc::clone(&agent.streams)));
-    tokio::spawn(accept_tunnels(listen(TUNNEL_PORT)?));
+    tokio::spawn(accept_tunnels(listen(TUNNEL_PORT)?, Arc::clone(&agent.guest.sockets)));
     let host = VsockAddr::new(HOST_CID, CONTROL_PORT);
     let control = VsockStream::connect(host).await.map_err(ServerError::Connect)?;
     agent.ready();

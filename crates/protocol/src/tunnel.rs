@@ -5,14 +5,16 @@
 //!
 //! ```text
 //! host -> VMM    "CONNECT 1026\n", answered as in module stream
-//! host -> agent  magic "NCT1", u8 kind, u8 0, u16 port, 16 bytes address: what the tunnel leads to
+//! host -> agent  magic "NCT1", u8 kind, u8 0, u16 port, 16 bytes address: what the tunnel leads to (Client: the
+//!                number of a socket, in the last four)
 //! agent -> host  one byte: 0, or the errno that kept the agent from it
 //! then, Connect: the bytes of the connection, both ways; the end of either direction is passed on (SHUT_WR)
+//!       Client:  the same, of a client of a socket in the guest; the agent's one byte comes with the client
 //!       Names:   messages of name queries and answers, see `Message`
 //! ```
 //!
 //! Numbers are in network byte order. Only the host opens tunnels, so a guest can ask the host for nothing but the name
-//! queries of a tunnel that the host has opened for them.
+//! queries of a tunnel that the host has opened for them, and connections to the sockets that a container was given.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -38,6 +40,8 @@ pub enum Tunnel {
     Connect(SocketAddr),
     /// The queries that containers send to port 53 of this address of the guest's loopback.
     Names(Ipv4Addr),
+    /// The next client of the guest's socket of this number (`AddSocketRequest`). The agent answers when there is one.
+    Client(u32),
 }
 
 /// A hello that is none.
@@ -56,6 +60,7 @@ pub enum HelloError {
 
 const CONNECT: u8 = 1;
 const NAMES: u8 = 2;
+const CLIENT: u8 = 3;
 
 impl Tunnel {
     /// The bytes that open it. IPv4 addresses are mapped into IPv6 (RFC 4291, section 2.5.5.2).
@@ -63,6 +68,7 @@ impl Tunnel {
         let (kind, port, address) = match self {
             Self::Connect(to) => (CONNECT, to.port(), to.ip()),
             Self::Names(address) => (NAMES, 0, IpAddr::V4(*address)),
+            Self::Client(number) => (CLIENT, 0, IpAddr::V6(Ipv6Addr::from_bits(u128::from(*number)))),
         };
         let address = match address {
             IpAddr::V4(address) => address.to_ipv6_mapped(),
@@ -84,6 +90,10 @@ impl Tunnel {
         let [m0, m1, m2, m3, kind, _, p0, p1, address @ ..] = bytes;
         if [*m0, *m1, *m2, *m3] != MAGIC {
             return Err(HelloError::BadMagic);
+        }
+        if *kind == CLIENT {
+            let [.., n0, n1, n2, n3] = *address;
+            return Ok(Self::Client(u32::from_be_bytes([n0, n1, n2, n3])));
         }
         let address = Ipv6Addr::from(*address).to_canonical();
         if !address.is_loopback() {

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::rpc::agent::{
-    self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, DiskRootfs,
-    Empty, HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs, SetVolumeRequest,
-    SharedRootfs, SignalRequest, SlotRequest, UpdateRequest, VolumeEntry, VolumeRequest, rootfs::Source,
+    self, AddSocketRequest, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest,
+    CreateExecRequest, DiskRootfs, Empty, HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs,
+    SetVolumeRequest, SharedRootfs, SignalRequest, SlotRequest, SocketRequest, UpdateRequest, VolumeEntry,
+    VolumeRequest, rootfs::Source,
 };
 use nacre_protocol::rpc::agent_ttrpc::AgentClient;
 use ttrpc::context::Context;
@@ -247,6 +248,25 @@ impl Agent {
     ) -> Result<(), AgentError> {
         let request = SetVolumeRequest { name: name.to_owned(), create, entries, ..Default::default() };
         within(self.timeout, "SetVolume", self.client.set_volume(Context::default(), &request)).await?;
+        Ok(())
+    }
+
+    /// Makes a socket that stands in for one of the host's.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn add_socket(&self, request: &AddSocketRequest) -> Result<(), AgentError> {
+        within(self.timeout, "AddSocket", self.client.add_socket(Context::default(), request)).await?;
+        Ok(())
+    }
+
+    /// Closes a socket.
+    ///
+    /// # Errors
+    /// See [`AgentError`].
+    pub async fn remove_socket(&self, name: &str) -> Result<(), AgentError> {
+        let request = SocketRequest { name: name.to_owned(), ..Default::default() };
+        within(self.timeout, "RemoveSocket", self.client.remove_socket(Context::default(), &request)).await?;
         Ok(())
     }
 

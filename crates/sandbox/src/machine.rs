@@ -38,6 +38,7 @@ use crate::vm::{Parts, Place, Vm, VmError, VmExit};
 use crate::volumes::{self, Followed, OpenVolume, Volume};
 
 mod hotplug;
+mod sockets;
 
 /// Most shares that a file server can have had: fuse-backend-rs numbers the mounts of its life with a byte.
 const MAX_SERVED: usize = 250;
@@ -90,6 +91,8 @@ pub struct Machine {
     has_unwritten: bool,
     /// Shares that were ever served.
     served: usize,
+    /// Sockets of the host that the guest was ever given.
+    sockets: u32,
     /// Where the layers of the first container lie on their disk, where it has any.
     layers: Vec<(u64, u64)>,
     /// How long the boot took.
@@ -105,6 +108,8 @@ pub struct Addition {
     slots: Vec<u32>,
     /// Volumes that follow the host's.
     volumes: Vec<Followed>,
+    /// Sockets that stand in for the host's.
+    sockets: Vec<sockets::GivenSocket>,
     /// Where the layers of its root lie on the first of its disks.
     layers: Vec<(u64, u64)>,
 }
@@ -238,6 +243,7 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
         kill: settings.config.timeouts.kill(),
         has_unwritten,
         served: plan.shares.len(),
+        sockets: 0,
         layers,
         times,
     };
@@ -394,8 +400,8 @@ impl Machine {
         self.record.mounts.extend(HostMounts::points_of(plan));
         self.dir.write(&self.record)?;
         let added = match self.share(plan).await {
-            Ok(mounts) => match self.plug_disks(&disks).await {
-                Ok(slots) => Ok((mounts, slots)),
+            Ok((mounts, sockets)) => match self.plug_disks(&disks).await {
+                Ok(slots) => Ok((mounts, sockets, slots)),
                 Err(error) => {
                     self.withdraw(plan).await;
                     Err(error)
@@ -404,11 +410,16 @@ impl Machine {
             Err(error) => Err(error),
         };
         match added {
-            Ok((mounts, slots)) => {
+            Ok((mounts, sockets, slots)) => {
                 self.has_unwritten |= may_hold_unwritten(plan);
                 let shares = plan.shares.iter().map(|share| share.name.clone()).collect();
-                let mut addition = Addition { shares, mounts, slots, volumes: Vec::new(), layers };
-                match self.follow(volumes, &mut addition.volumes).await {
+                let mut addition =
+                    Addition { shares, mounts, slots, volumes: Vec::new(), sockets: Vec::new(), layers };
+                let mut given = self.follow(volumes, &mut addition.volumes).await;
+                if given.is_ok() {
+                    given = self.give_sockets(sockets, &mut addition.sockets).await;
+                }
+                match given {
                     Ok(()) => Ok(addition),
                     Err(error) => {
                         // The VM may be gone, and everything with it.
@@ -465,9 +476,9 @@ impl Machine {
         }
     }
 
-    async fn share(&self, plan: &Plan) -> Result<HostMounts, SandboxError> {
+    async fn share(&self, plan: &Plan) -> Result<(HostMounts, Vec<sockets::OpenSocket>), SandboxError> {
         if plan.shares.is_empty() {
-            return Ok(HostMounts::default());
+            return Ok((HostMounts::default(), Vec::new()));
         }
         let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
         let program = self.assets.fs()?;
@@ -480,12 +491,15 @@ impl Machine {
         let prepared = tokio::time::timeout(self.timeout, prepared).await;
         let prepared = prepared.map_err(|_| SandboxError::StorageTimeout(self.timeout))?;
         let (files, mounts) = prepared.map_err(|_| SandboxError::Closed)??;
-        let changed = server.change(&program, (&plan.shares, &files), &[], self.timeout).await;
+        let (shares, files, sockets) = sockets::take(&plan.shares, files).map_err(|errno| {
+            SandboxError::Socket { what: "a socket for one of the host's", source: errno.into() }
+        })?;
+        let changed = server.change(&program, (&shares, &files), &[], self.timeout).await;
         if let Err(error) = changed {
             self.withdraw(plan).await;
             return Err(error.into());
         }
-        Ok(mounts)
+        Ok((mounts, sockets))
     }
 
     /// Port-forward connects to the loopback of the pod's namespace.
@@ -501,7 +515,8 @@ impl Machine {
     /// # Errors
     /// See [`SandboxError`]. The mounts on the host are gone all the same.
     pub async fn remove(&mut self, addition: Addition) -> Result<(), SandboxError> {
-        let Addition { shares, mounts, slots, volumes, .. } = addition;
+        let Addition { shares, mounts, slots, volumes, sockets, .. } = addition;
+        self.take_sockets(sockets).await?;
         for volume in volumes {
             let ended = volume.end(&self.agent).await;
             self.explained(ended).await?;

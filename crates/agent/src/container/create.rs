@@ -116,7 +116,7 @@ fn open_sources(
             MountSource::Bind { path, recursive, fd } => {
                 let file = Files::open(sources.files.as_ref(), path);
                 let file = file.or_else(|| guest.shared_memory.open(path));
-                let file = file.or_else(|| guest.volumes.open(path));
+                let file = file.or_else(|| guest.volumes.open(path)).or_else(|| guest.sockets.open(path));
                 let path = &guest.volumes.or_share(path, &guest.shares_dir);
                 *fd = Some(fds.push(file.unwrap_or_else(|| open_bind(guest, path, *recursive))?));
             }

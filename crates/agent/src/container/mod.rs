@@ -44,6 +44,7 @@ mod plan;
 mod rootfs;
 mod seccomp;
 mod shared_memory;
+mod sockets;
 mod start;
 mod sys;
 mod volumes;
@@ -69,6 +70,7 @@ pub use plan::{InvalidProcess, InvalidSpec};
 pub use rootfs::RootfsError;
 pub use seccomp::InvalidProfile;
 pub use shared_memory::SharedMemory;
+pub use sockets::{SocketFile, Sockets};
 pub use start::{ExecError, Starter};
 pub(crate) use sys::task::raise_file_limit;
 pub use volumes::{VolumeContent, VolumeEntry, VolumeError, Volumes};
@@ -89,6 +91,8 @@ pub struct Guest {
     pub children: Arc<Children>,
     /// What the containers of a pod share.
     pub shared_memory: Arc<SharedMemory>,
+    /// Those that stand in for the host's.
+    pub sockets: Arc<Sockets>,
     /// Volumes that came by value.
     pub volumes: Arc<Volumes>,
     /// Forks the children of containers.

@@ -43,6 +43,8 @@ pub(super) enum ServiceError {
     Volume(#[from] VolumeError),
     #[error(transparent)]
     Id(#[from] IdError),
+    #[error("cannot make a socket")]
+    Socket(#[source] std::io::Error),
     #[error("{0}")]
     Invalid(&'static str),
     #[error("the call was cut short")]
@@ -69,6 +71,7 @@ impl ServiceError {
             Self::Volume(VolumeError::Entries(_)) => Code::INVALID_ARGUMENT,
             Self::Volume(VolumeError::Missing(_)) => Code::NOT_FOUND,
             Self::Volume(VolumeError::Exists(_)) => Code::ALREADY_EXISTS,
+            Self::Socket(_) => Code::INTERNAL,
             Self::Network(_) | Self::Volume(VolumeError::Path { .. }) | Self::CutShort => Code::INTERNAL,
         }
     }

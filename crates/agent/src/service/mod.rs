@@ -7,6 +7,7 @@ mod container;
 mod error;
 mod machine;
 mod process;
+mod socket;
 mod volume;
 
 use std::future::Future;
@@ -14,10 +15,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use nacre_protocol::rpc::agent::{
-    ConfigureNetworkRequest, ContainerRequest, CreateContainerReply, CreateContainerRequest,
-    CreateExecRequest, Empty, EventReply, HelloReply, HelloRequest, ListProcessesReply, ProcessRequest,
-    ResizeRequest, SetVolumeRequest, SignalRequest, SlotRequest, StartReply, StatsReply, UpdateRequest,
-    VolumeRequest, WaitReply,
+    AddSocketRequest, ConfigureNetworkRequest, ContainerRequest, CreateContainerReply,
+    CreateContainerRequest, CreateExecRequest, Empty, EventReply, HelloReply, HelloRequest,
+    ListProcessesReply, ProcessRequest, ResizeRequest, SetVolumeRequest, SignalRequest, SlotRequest,
+    SocketRequest, StartReply, StatsReply, UpdateRequest, VolumeRequest, WaitReply,
 };
 use nacre_protocol::rpc::agent_ttrpc;
 use ttrpc::r#async::TtrpcContext;
@@ -122,6 +123,14 @@ impl agent_ttrpc::Agent for Service {
 
     async fn remove_volume(&self, _: &TtrpcContext, request: VolumeRequest) -> ttrpc::Result<Empty> {
         self.answer("RemoveVolume", |agent| volume::remove(agent, request)).await
+    }
+
+    async fn add_socket(&self, _: &TtrpcContext, request: AddSocketRequest) -> ttrpc::Result<Empty> {
+        self.answer("AddSocket", |agent| socket::add(agent, request)).await
+    }
+
+    async fn remove_socket(&self, _: &TtrpcContext, request: SocketRequest) -> ttrpc::Result<Empty> {
+        self.answer("RemoveSocket", |agent| socket::remove(agent, request)).await
     }
 
     async fn bind_slot(&self, _: &TtrpcContext, request: SlotRequest) -> ttrpc::Result<Empty> {

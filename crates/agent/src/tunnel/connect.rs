@@ -30,7 +30,7 @@ mod tests {
     /// A tunnel to this address, and the agent's first answer.
     async fn open(address: SocketAddr) -> (DuplexStream, u8, JoinHandle<io::Result<()>>) {
         let (mut host, agent) = duplex(1 << 16);
-        let served = tokio::spawn(super::super::serve(agent));
+        let served = tokio::spawn(super::super::serve(agent, super::super::no_sockets()));
         host.write_all(&Tunnel::Connect(address).hello()).await.unwrap();
         let answer = host.read_u8().await.unwrap();
         (host, answer, served)
@@ -66,7 +66,7 @@ mod tests {
     #[tokio::test]
     async fn hello_that_is_none_ends_the_tunnel() {
         let (mut host, agent) = duplex(64);
-        let served = tokio::spawn(super::super::serve(agent));
+        let served = tokio::spawn(super::super::serve(agent, super::super::no_sockets()));
         host.write_all(&[0; 24]).await.unwrap();
         assert!(served.await.unwrap().is_err());
     }

@@ -3,9 +3,11 @@
 //!
 //! ```text
 //! host ── vsock TUNNEL_PORT ── hello ── connect.rs ── TCP connection to a container's server
+//!                                   ├── client.rs ─── the next client of a socket that stands in for one of the host's
 //!                                   └── names.rs ──── sockets for port 53 of an address, steered to by BPF
 //! ```
 
+mod client;
 mod connect;
 mod names;
 
@@ -21,6 +23,8 @@ use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_vsock::VsockListener;
 
+use crate::container::Sockets;
+
 /// How long to wait where accepting fails (no descriptors, no memory), so that it cannot become a busy loop.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -33,7 +37,7 @@ trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
 
 /// Accepts tunnels from the host, and from nobody else.
-pub async fn accept_tunnels(listener: VsockListener) {
+pub async fn accept_tunnels(listener: VsockListener, sockets: Arc<Sockets>) {
     let places = Arc::new(Semaphore::new(MAX_TUNNELS));
     loop {
         let stream = match listener.accept().await {
@@ -49,8 +53,9 @@ pub async fn accept_tunnels(listener: VsockListener) {
             tracing::warn!("tunnel refused: there are {MAX_TUNNELS}");
             continue;
         };
+        let sockets = Arc::clone(&sockets);
         tokio::spawn(async move {
-            if let Err(error) = serve(stream).await {
+            if let Err(error) = serve(stream, sockets).await {
                 tracing::debug!(%error, "tunnel ended");
             }
             drop(place);
@@ -59,12 +64,13 @@ pub async fn accept_tunnels(listener: VsockListener) {
 }
 
 /// Serves one tunnel to its end.
-async fn serve(mut stream: impl Stream) -> io::Result<()> {
+async fn serve(mut stream: impl Stream, sockets: Arc<Sockets>) -> io::Result<()> {
     let mut hello = [0; HELLO_LEN];
     timeout(TIMEOUT, stream.read_exact(&mut hello)).await??;
     match Tunnel::from_hello(&hello).map_err(io::Error::other)? {
         Tunnel::Connect(address) => connect::serve(stream, address).await,
         Tunnel::Names(address) => names::serve(stream, address).await,
+        Tunnel::Client(number) => client::serve(stream, sockets.listener(number).as_deref()).await,
     }
 }
 
@@ -82,4 +88,9 @@ async fn answer<T>(stream: &mut impl Stream, result: io::Result<T>) -> io::Resul
             Err(error)
         }
     }
+}
+
+#[cfg(test)]
+fn no_sockets() -> Arc<Sockets> {
+    Arc::new(Sockets::new("/nonexistent".into()))
 }

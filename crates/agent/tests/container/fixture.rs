@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use nacre_agent::container::{
     BundleFile, ChildStdio, CreateError, CreateInput, CreatedContainer, CreatedProcess, ExecInput, Guest,
-    RootfsSource, SharedMemory, Volumes, create, create_exec,
+    RootfsSource, SharedMemory, Sockets, Volumes, create, create_exec,
 };
 use nacre_agent::process::{Child, Children, Spawned, reap_for_ever};
 use nix::mount::{MsFlags, mount};
@@ -102,6 +102,7 @@ impl TestGuest {
             shares_dir: path("shares"),
             children: children(),
             shared_memory: Arc::new(SharedMemory::new(path("state/shm"))),
+            sockets: Arc::new(Sockets::new(path("state/sockets"))),
             volumes: Arc::new(Volumes::new(path("volumes"))),
             launcher: Arc::default(),
         };

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! loopback.rs  connections to the namespace's loopback --> the guest's (Kubernetes' port-forward)
+//! socket.rs    clients of a socket in the guest --> the socket of the host that it stands in for (hostPath)
 //! names.rs     name queries of the guest --> Docker's name server on the namespace's loopback
 //! ```
 //!
@@ -10,8 +11,10 @@
 
 mod loopback;
 mod names;
+mod socket;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use nacre_protocol::ports::TUNNEL_PORT;
@@ -41,6 +44,11 @@ impl Drop for Served {
 /// Leads connections to 127.0.0.1 and ::1 in the namespace to the same address and port of the guest.
 pub fn serve_loopback(namespace: Namespace, dialer: Dialer) -> Served {
     serve("connections to the pod's loopback", loopback::serve(namespace, dialer))
+}
+
+/// Leads clients of the guest's socket of this number to a socket of the host, a descriptor of whose file is given.
+pub fn serve_socket(socket: OwnedFd, number: u32, dialer: Dialer) -> Served {
+    serve("clients of a socket of the host", socket::serve(socket, number, dialer))
 }
 
 /// Leads name queries of the guest to Docker's name server in the namespace.

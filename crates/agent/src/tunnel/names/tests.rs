@@ -23,7 +23,7 @@ fn in_a_namespace<F: Future<Output = ()>>(act: impl FnOnce() -> F + Send + 'stat
 
 async fn open() -> DuplexStream {
     let (mut host, agent) = duplex(1 << 20);
-    tokio::spawn(super::super::serve(agent));
+    tokio::spawn(super::super::serve(agent, super::super::no_sockets()));
     host.write_all(&Tunnel::Names(SERVER).hello()).await.unwrap();
     assert_eq!(host.read_u8().await.unwrap(), OPEN);
     host
