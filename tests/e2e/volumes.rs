@@ -277,3 +277,33 @@ fn mount_that_should_appear_on_the_host_is_refused_with_the_reason() {
     assert!(refused.message.contains("bidirectional propagation"), "{refused:?}");
     pod.end();
 }
+
+#[test]
+fn what_the_host_mounts_below_a_volume_is_seen_where_it_follows_and_written_where_the_host_lets() {
+    let _census = TestSandbox::new();
+    let containerd = Containerd::with_cri();
+    let cri = containerd.cri();
+    let tree = Tmpfs::on(containerd.path("tree"), "1m");
+    Outcome::of(Command::new("mount").arg("--make-rshared").arg(&tree.0)).ok();
+    let before = Tmpfs::on(tree.0.join("before"), "1m");
+    let pod = Pod::run(&cri, "below", &containerd.path("logs"));
+    let wish = idle().mount(&tree.0, "/alone").mount_read_only(&tree.0, "/read-only");
+    let wish = wish.mount(&tree.0, "/follows").with(|config| {
+        // HostToContainer.
+        config.mounts.last_mut().unwrap().propagation = 1;
+    });
+    let app = pod.start("app", wish);
+
+    let later = Tmpfs::on(tree.0.join("later"), "1m");
+    fs::write(later.0.join("file"), "").unwrap();
+    wait_inside(&pod, &app, "test -e /follows/later/file");
+    inside(&pod, &app, "test -d /alone/later && ! test -e /alone/later/file").ok();
+    drop(later);
+    wait_inside(&pod, &app, "! test -e /follows/later/file");
+
+    let refused = inside(&pod, &app, "touch /read-only/file");
+    assert!(refused.status != 0 && refused.stderr.contains("Read-only file system"), "{refused:?}");
+    inside(&pod, &app, "touch /read-only/before/file").ok();
+    assert!(before.0.join("file").exists());
+    pod.end();
+}

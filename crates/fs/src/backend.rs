@@ -54,7 +54,7 @@ pub(crate) fn file_system() -> io::Result<GuardedFs> {
         use_host_ino: true,
         ..Config::default()
     };
-    Ok(GuardedFs(PassthroughFs::new(config)?))
+    Ok(GuardedFs::new(PassthroughFs::new(config)?))
 }
 
 /// State of the device.

@@ -16,6 +16,8 @@ use fuse_backend_rs::api::filesystem::{
 use fuse_backend_rs::api::server::MAX_BUFFER_SIZE;
 use fuse_backend_rs::passthrough::PassthroughFs;
 
+use crate::mounts::KernelTrees;
+
 /// What is negotiated beside what the inner file system asks for. Without `BIG_WRITES` and `MAX_PAGES` Linux sends one
 /// page with each write. `AUTO_INVAL_DATA` drops cached pages when the host changes a file.
 const WANTED: FsOptions = FsOptions::ASYNC_READ
@@ -85,35 +87,49 @@ fn open_flags(flags: u32) -> u32 {
 }
 
 /// The guarded file system.
-pub(crate) struct GuardedFs(pub(crate) PassthroughFs);
+pub(crate) struct GuardedFs {
+    inner: PassthroughFs,
+    kernel_trees: KernelTrees,
+}
+
+impl GuardedFs {
+    pub(crate) fn new(inner: PassthroughFs) -> Self {
+        Self { inner, kernel_trees: KernelTrees::default() }
+    }
+}
 
 impl FileSystem for GuardedFs {
     type Inode = u64;
     type Handle = u64;
 
     fn init(&self, capable: FsOptions) -> io::Result<FsOptions> {
-        Ok(self.0.init(capable)? & OFFERED | WANTED)
+        Ok(self.inner.init(capable)? & OFFERED | WANTED)
     }
 
     fn destroy(&self) {
-        self.0.destroy();
+        self.inner.destroy();
     }
 
     fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        self.0.lookup(ctx, parent, name)
+        let entry = self.inner.lookup(ctx, parent, name)?;
+        let allowed = self.kernel_trees.has(entry.attr.st_dev).and_then(|is_kernels| match is_kernels {
+            true => Err(errno(libc::EACCES)),
+            false => Ok(entry),
+        });
+        allowed.inspect_err(|_| self.inner.forget(ctx, entry.inode, 1))
     }
 
     fn forget(&self, ctx: &Context, inode: u64, count: u64) {
-        self.0.forget(ctx, inode, count);
+        self.inner.forget(ctx, inode, count);
     }
 
     fn batch_forget(&self, ctx: &Context, requests: Vec<(u64, u64)>) {
-        self.0.batch_forget(ctx, requests);
+        self.inner.batch_forget(ctx, requests);
     }
 
     fn getattr(&self, ctx: &Context, inode: u64, handle: Option<u64>) -> io::Result<(stat64, Duration)> {
-        self.0.getattr(ctx, inode, handle)
+        self.inner.getattr(ctx, inode, handle)
     }
 
     fn setattr(
@@ -124,16 +140,16 @@ impl FileSystem for GuardedFs {
         handle: Option<u64>,
         valid: SetattrValid,
     ) -> io::Result<(stat64, Duration)> {
-        self.0.setattr(ctx, inode, attr, handle, valid)
+        self.inner.setattr(ctx, inode, attr, handle, valid)
     }
 
     fn readlink(&self, ctx: &Context, inode: u64) -> io::Result<Vec<u8>> {
-        self.0.readlink(ctx, inode)
+        self.inner.readlink(ctx, inode)
     }
 
     fn symlink(&self, ctx: &Context, linkname: &CStr, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        self.0.symlink(ctx, linkname, parent, name)
+        self.inner.symlink(ctx, linkname, parent, name)
     }
 
     fn mknod(
@@ -148,7 +164,7 @@ impl FileSystem for GuardedFs {
         check_name(name)?;
         match mode & libc::S_IFMT {
             0 | libc::S_IFREG | libc::S_IFIFO | libc::S_IFSOCK => {
-                self.0.mknod(ctx, inode, name, first_mode(ctx, mode), rdev, umask)
+                self.inner.mknod(ctx, inode, name, first_mode(ctx, mode), rdev, umask)
             }
             _ => Err(errno(libc::EPERM)),
         }
@@ -156,17 +172,17 @@ impl FileSystem for GuardedFs {
 
     fn mkdir(&self, ctx: &Context, parent: u64, name: &CStr, mode: u32, umask: u32) -> io::Result<Entry> {
         check_name(name)?;
-        self.0.mkdir(ctx, parent, name, mode, umask)
+        self.inner.mkdir(ctx, parent, name, mode, umask)
     }
 
     fn unlink(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         check_name(name)?;
-        self.0.unlink(ctx, parent, name)
+        self.inner.unlink(ctx, parent, name)
     }
 
     fn rmdir(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<()> {
         check_name(name)?;
-        self.0.rmdir(ctx, parent, name)
+        self.inner.rmdir(ctx, parent, name)
     }
 
     fn rename(
@@ -184,12 +200,12 @@ impl FileSystem for GuardedFs {
         if flags & !(libc::RENAME_NOREPLACE | libc::RENAME_EXCHANGE) != 0 {
             return Err(errno(libc::EINVAL));
         }
-        self.0.rename(ctx, olddir, oldname, newdir, newname, flags)
+        self.inner.rename(ctx, olddir, oldname, newdir, newname, flags)
     }
 
     fn link(&self, ctx: &Context, inode: u64, newparent: u64, newname: &CStr) -> io::Result<Entry> {
         check_name(newname)?;
-        self.0.link(ctx, inode, newparent, newname)
+        self.inner.link(ctx, inode, newparent, newname)
     }
 
     fn open(
@@ -199,7 +215,7 @@ impl FileSystem for GuardedFs {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        self.0.open(ctx, inode, open_flags(flags), fuse_flags)
+        self.inner.open(ctx, inode, open_flags(flags), fuse_flags)
     }
 
     fn create(
@@ -211,7 +227,7 @@ impl FileSystem for GuardedFs {
     ) -> io::Result<(Entry, Option<u64>, OpenOptions, Option<u32>)> {
         check_name(name)?;
         let (flags, mode) = (open_flags(args.flags), first_mode(ctx, args.mode));
-        self.0.create(ctx, parent, name, CreateIn { flags, mode, ..args })
+        self.inner.create(ctx, parent, name, CreateIn { flags, mode, ..args })
     }
 
     fn read(
@@ -226,7 +242,7 @@ impl FileSystem for GuardedFs {
         flags: u32,
     ) -> io::Result<usize> {
         check_size(size)?;
-        self.0.read(ctx, inode, handle, w, size, offset, lock_owner, open_flags(flags))
+        self.inner.read(ctx, inode, handle, w, size, offset, lock_owner, open_flags(flags))
     }
 
     fn write(
@@ -244,15 +260,15 @@ impl FileSystem for GuardedFs {
     ) -> io::Result<usize> {
         check_size(size)?;
         let flags = open_flags(flags);
-        self.0.write(ctx, inode, handle, r, size, offset, lock_owner, delayed_write, flags, fuse_flags)
+        self.inner.write(ctx, inode, handle, r, size, offset, lock_owner, delayed_write, flags, fuse_flags)
     }
 
     fn flush(&self, ctx: &Context, inode: u64, handle: u64, lock_owner: u64) -> io::Result<()> {
-        self.0.flush(ctx, inode, handle, lock_owner)
+        self.inner.flush(ctx, inode, handle, lock_owner)
     }
 
     fn fsync(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        self.0.fsync(ctx, inode, datasync, handle)
+        self.inner.fsync(ctx, inode, datasync, handle)
     }
 
     fn fallocate(
@@ -264,7 +280,7 @@ impl FileSystem for GuardedFs {
         offset: u64,
         length: u64,
     ) -> io::Result<()> {
-        self.0.fallocate(ctx, inode, handle, mode, offset, length)
+        self.inner.fallocate(ctx, inode, handle, mode, offset, length)
     }
 
     fn release(
@@ -277,33 +293,33 @@ impl FileSystem for GuardedFs {
         flock_release: bool,
         lock_owner: Option<u64>,
     ) -> io::Result<()> {
-        self.0.release(ctx, inode, flags, handle, flush, flock_release, lock_owner)
+        self.inner.release(ctx, inode, flags, handle, flush, flock_release, lock_owner)
     }
 
     fn statfs(&self, ctx: &Context, inode: u64) -> io::Result<statvfs64> {
-        self.0.statfs(ctx, inode)
+        self.inner.statfs(ctx, inode)
     }
 
     fn setxattr(&self, ctx: &Context, inode: u64, name: &CStr, value: &[u8], flags: u32) -> io::Result<()> {
         check_xattr_change(name)?;
-        self.0.setxattr(ctx, inode, name, value, flags)
+        self.inner.setxattr(ctx, inode, name, value, flags)
     }
 
     fn getxattr(&self, ctx: &Context, inode: u64, name: &CStr, size: u32) -> io::Result<GetxattrReply> {
-        self.0.getxattr(ctx, inode, name, size.min(MAX_XATTR))
+        self.inner.getxattr(ctx, inode, name, size.min(MAX_XATTR))
     }
 
     fn listxattr(&self, ctx: &Context, inode: u64, size: u32) -> io::Result<ListxattrReply> {
-        self.0.listxattr(ctx, inode, size.min(MAX_XATTR))
+        self.inner.listxattr(ctx, inode, size.min(MAX_XATTR))
     }
 
     fn removexattr(&self, ctx: &Context, inode: u64, name: &CStr) -> io::Result<()> {
         check_xattr_change(name)?;
-        self.0.removexattr(ctx, inode, name)
+        self.inner.removexattr(ctx, inode, name)
     }
 
     fn opendir(&self, ctx: &Context, inode: u64, flags: u32) -> io::Result<(Option<u64>, OpenOptions)> {
-        self.0.opendir(ctx, inode, open_flags(flags))
+        self.inner.opendir(ctx, inode, open_flags(flags))
     }
 
     fn readdir(
@@ -316,7 +332,7 @@ impl FileSystem for GuardedFs {
         add_entry: &mut dyn FnMut(DirEntry<'_>) -> io::Result<usize>,
     ) -> io::Result<()> {
         check_size(size)?;
-        self.0.readdir(ctx, inode, handle, size, offset, add_entry)
+        self.inner.readdir(ctx, inode, handle, size, offset, add_entry)
     }
 
     fn readdirplus(
@@ -329,22 +345,33 @@ impl FileSystem for GuardedFs {
         add_entry: &mut dyn FnMut(DirEntry<'_>, Entry) -> io::Result<usize>,
     ) -> io::Result<()> {
         check_size(size)?;
-        self.0.readdirplus(ctx, inode, handle, size, offset, add_entry)
+        self.inner.readdirplus(ctx, inode, handle, size, offset, &mut |name, entry| {
+            // What cannot be told is not told either.
+            if !self.kernel_trees.has(entry.attr.st_dev).unwrap_or(true) {
+                return add_entry(name, entry);
+            }
+            // The name alone: a guest looks it up where it wants more, and is refused.
+            let added = add_entry(name, Entry { inode: 0, ..entry })?;
+            if added > 0 {
+                self.inner.forget(ctx, entry.inode, 1);
+            }
+            Ok(added)
+        })
     }
 
     fn fsyncdir(&self, ctx: &Context, inode: u64, datasync: bool, handle: u64) -> io::Result<()> {
-        self.0.fsyncdir(ctx, inode, datasync, handle)
+        self.inner.fsyncdir(ctx, inode, datasync, handle)
     }
 
     fn releasedir(&self, ctx: &Context, inode: u64, flags: u32, handle: u64) -> io::Result<()> {
-        self.0.releasedir(ctx, inode, flags, handle)
+        self.inner.releasedir(ctx, inode, flags, handle)
     }
 
     fn access(&self, ctx: &Context, inode: u64, mask: u32) -> io::Result<()> {
-        self.0.access(ctx, inode, mask)
+        self.inner.access(ctx, inode, mask)
     }
 
     fn lseek(&self, ctx: &Context, inode: u64, handle: u64, offset: u64, whence: u32) -> io::Result<u64> {
-        self.0.lseek(ctx, inode, handle, offset, whence)
+        self.inner.lseek(ctx, inode, handle, offset, whence)
     }
 }

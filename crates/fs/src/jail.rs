@@ -12,7 +12,6 @@
 use std::collections::{BTreeMap, HashSet};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use caps::{CapSet, Capability};
@@ -24,6 +23,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use rustix::thread::{CapabilitiesSecureBits, set_capabilities_secure_bits};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 
+use crate::mounts::{TABLE, kernel_tree};
 use crate::start::ShareFile;
 use crate::sys;
 
@@ -122,35 +122,18 @@ fn attach_apart(shares: Vec<ShareFile>) -> Result<PathBuf, JailError> {
     Ok(shares)
 }
 
-/// File systems of the host's kernel, by the names of /proc/filesystems. Mounted somewhere below a share (as in a chroot that has
-/// its /proc), they would be served with this process's own rights over the host's kernel.
-const KERNEL_TREES: [&str; 17] = [
-    "proc",
-    "sysfs",
-    "cgroup",
-    "cgroup2",
-    "debugfs",
-    "tracefs",
-    "securityfs",
-    "bpf",
-    "pstore",
-    "efivarfs",
-    "binfmt_misc",
-    "configfs",
-    "selinuxfs",
-    "devpts",
-    "devtmpfs",
-    "mqueue",
-    "nsfs",
-];
-
 /// Takes every mount of the host's kernel below the shares away. Where others are mounted on top of one, the uppermost goes
 /// first, so the table is read again until it has none left.
 fn remove_kernel_trees(shares: &Path) -> Result<(), JailError> {
     for _ in 0..MAX_STACKED {
-        let table = step("mountinfo", std::fs::read_to_string("/proc/self/mountinfo"))?;
+        let table = step("mountinfo", std::fs::read_to_string(TABLE))?;
         let mut found = false;
-        for point in table.lines().filter_map(kernel_tree).filter(|point| point.starts_with(shares)) {
+        for point in table
+            .lines()
+            .filter_map(kernel_tree)
+            .map(|tree| tree.point)
+            .filter(|point| point.starts_with(shares))
+        {
             found = true;
             match umount2(&point, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
                 // It went with one above it.
@@ -163,27 +146,6 @@ fn remove_kernel_trees(shares: &Path) -> Result<(), JailError> {
         }
     }
     step("unmount kernel trees", Err(io::Error::from(io::ErrorKind::ResourceBusy)))
-}
-
-/// The mount point of a line of mountinfo (proc_pid_mountinfo(5)) that is one of [`KERNEL_TREES`].
-fn kernel_tree(line: &str) -> Option<PathBuf> {
-    let (mount, source) = line.split_once(" - ")?;
-    let kind = source.split(' ').next()?;
-    KERNEL_TREES.contains(&kind).then_some(())?;
-    Some(unescaped(mount.split(' ').nth(4)?))
-}
-
-/// A path in which space, tab, newline and backslash stand as three octal digits.
-fn unescaped(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((byte, after)) = rest.split_first() {
-        let octal = after.first_chunk::<3>().filter(|_| *byte == b'\\');
-        let value = octal.and_then(|digits| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 8).ok());
-        bytes.push(value.unwrap_or(*byte));
-        rest = if value.is_some() { &after[3..] } else { after };
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 /// A detached copy of a share's mount.
@@ -204,7 +166,7 @@ impl Tree {
             | OpenTreeFlags::AT_EMPTY_PATH
             | OpenTreeFlags::AT_RECURSIVE;
         let mount = open_tree(&share.file, "", flags).map_err(|errno| failed(errno.into()))?;
-        sys::restrict_mount(&mount, share.read_only).map_err(failed)?;
+        sys::restrict_mount(&mount, share.read_only, share.submounts).map_err(failed)?;
         Ok(Self { name, mount, is_dir: kind == FileType::Directory })
     }
 
@@ -325,6 +287,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_nanosleep,
     libc::SYS_newfstatat,
     libc::SYS_openat,
+    libc::SYS_poll,
+    libc::SYS_ppoll,
     libc::SYS_prctl,
     libc::SYS_pread64,
     libc::SYS_preadv,

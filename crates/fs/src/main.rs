@@ -14,6 +14,7 @@ mod backend;
 mod change;
 mod guard;
 mod jail;
+mod mounts;
 mod start;
 mod sys;
 

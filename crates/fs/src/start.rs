@@ -4,7 +4,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use nacre_protocol::control::{MAX_FDS, MAX_MESSAGE};
-use nacre_protocol::fs::{Change, MAX_SHARES, Order, START_FD, Share, Start, StartReply};
+use nacre_protocol::fs::{Change, MAX_SHARES, Order, START_FD, Share, Start, StartReply, Submounts};
 use nacre_protocol::id::{ContainerId, IdError};
 use nacre_protocol::vm::FdIndex;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockType, getsockopt, recv, recvmsg, send, sockopt};
@@ -40,6 +40,7 @@ pub(crate) struct ShareFile {
     pub(crate) name: ContainerId,
     pub(crate) file: OwnedFd,
     pub(crate) read_only: bool,
+    pub(crate) submounts: Submounts,
 }
 
 /// What the owner asked for.
@@ -141,7 +142,8 @@ impl Received {
     fn take_all(&mut self, shares: Vec<Share>) -> Result<Vec<ShareFile>, StartError> {
         let take = |share: Share| {
             let file = self.take(share.file)?;
-            Ok(ShareFile { name: share_name(share.name)?, file, read_only: share.read_only })
+            let Share { name, read_only, submounts, .. } = share;
+            Ok(ShareFile { name: share_name(name)?, file, read_only, submounts })
         };
         shares.into_iter().map(take).collect()
     }
@@ -191,7 +193,7 @@ mod tests {
     }
 
     fn share(name: &str, index: u32) -> Share {
-        Share { name: name.into(), file: FdIndex(index), read_only: true }
+        Share { name: name.into(), file: FdIndex(index), read_only: true, submounts: Submounts::AsShare }
     }
 
     fn outcome(shares: Vec<Share>) -> Result<Started, StartError> {

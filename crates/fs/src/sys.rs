@@ -4,6 +4,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
+use nacre_protocol::fs::Submounts;
+
 /// Takes over the descriptor that this process was started with, and closes all others but the standard streams.
 /// Call it first, when nothing else has been opened.
 pub(crate) fn inherited(fd: RawFd) -> io::Result<OwnedFd> {
@@ -24,31 +26,34 @@ pub(crate) fn received(fd: RawFd) -> OwnedFd {
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
-/// Makes a detached mount and all below it `nosuid`, `nodev` and, where asked, read-only.
-pub(crate) fn restrict_mount(mount: &OwnedFd, read_only: bool) -> io::Result<()> {
-    let read_only = if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 };
-    set_attributes(
-        mount,
-        libc::mount_attr {
-            attr_set: libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | read_only,
-            attr_clr: 0,
-            propagation: libc::MS_PRIVATE,
-            userns_fd: 0,
-        },
-    )
+/// Makes a detached mount and all below it `nosuid`, `nodev` and, where asked, read-only. What is mounted below the
+/// original later comes along only where that is asked.
+pub(crate) fn restrict_mount(mount: &OwnedFd, read_only: bool, submounts: Submounts) -> io::Result<()> {
+    let (of_all, of_top) = match (read_only, submounts) {
+        (false, _) => (0, 0),
+        (true, Submounts::AsShare) => (libc::MOUNT_ATTR_RDONLY, 0),
+        (true, Submounts::AsHost | Submounts::Following) => (0, libc::MOUNT_ATTR_RDONLY),
+    };
+    let propagation = match submounts {
+        Submounts::AsShare | Submounts::AsHost => libc::MS_PRIVATE,
+        Submounts::Following => libc::MS_SLAVE,
+    };
+    let attr_set = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | of_all;
+    let all = libc::mount_attr { attr_set, attr_clr: 0, propagation, userns_fd: 0 };
+    set_attributes(mount, libc::AT_RECURSIVE, all)?;
+    let top = libc::mount_attr { attr_set: of_top, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    if of_top == 0 { Ok(()) } else { set_attributes(mount, 0, top) }
 }
 
 /// Makes a detached mount writable.
 pub(crate) fn make_writable(mount: &OwnedFd) -> io::Result<()> {
-    let attr_clr = libc::MOUNT_ATTR_RDONLY;
-    set_attributes(
-        mount,
-        libc::mount_attr { attr_set: 0, attr_clr, propagation: libc::MS_PRIVATE, userns_fd: 0 },
-    )
+    let (attr_clr, propagation) = (libc::MOUNT_ATTR_RDONLY, libc::MS_PRIVATE);
+    let attributes = libc::mount_attr { attr_set: 0, attr_clr, propagation, userns_fd: 0 };
+    set_attributes(mount, libc::AT_RECURSIVE, attributes)
 }
 
-/// mount_setattr(2) on a mount and all below it.
-fn set_attributes(mount: &OwnedFd, attributes: libc::mount_attr) -> io::Result<()> {
+/// mount_setattr(2) on a mount and, with `AT_RECURSIVE`, on all below it.
+fn set_attributes(mount: &OwnedFd, flags: libc::c_int, attributes: libc::mount_attr) -> io::Result<()> {
     // SAFETY: the descriptor is open, the path is a constant C string, and `attributes` is a mount_attr of the size
     // that is passed, alive for the call; the kernel only reads it.
     let result = unsafe {
@@ -56,7 +61,7 @@ fn set_attributes(mount: &OwnedFd, attributes: libc::mount_attr) -> io::Result<(
             libc::SYS_mount_setattr,
             mount.as_raw_fd(),
             c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            libc::AT_EMPTY_PATH | flags,
             &raw const attributes,
             size_of::<libc::mount_attr>(),
         )

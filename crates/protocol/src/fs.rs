@@ -62,6 +62,23 @@ pub struct Share {
     pub file: FdIndex,
     /// Enforced by the server, whatever the guest asks.
     pub read_only: bool,
+    /// What is mounted below the directory.
+    #[serde(default)]
+    pub submounts: Submounts,
+}
+
+/// What a share has of the mounts below its directory on the host. Those of the host's kernel (proc, sysfs ...) are never
+/// served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Submounts {
+    /// Those of the start, read-only where the share is.
+    #[default]
+    AsShare,
+    /// Those of the start, as writable as on the host.
+    AsHost,
+    /// As `AsHost`, and those that come and go later (`MS_SLAVE` in mount_namespaces(7)).
+    Following,
 }
 
 /// Answer of the server: it serves, or why not.

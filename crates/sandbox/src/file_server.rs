@@ -133,7 +133,8 @@ fn spawn(place: &Place<'_>) -> Result<(Child, Channel), FileServerError> {
 fn entries<'a>(shares: &[Share], files: &'a [OwnedFd], fds: &mut FdTable<'a>) -> Vec<ShareMessage> {
     let entry = |(share, file): (&Share, &'a OwnedFd)| {
         let file = fds.add(file);
-        ShareMessage { name: share.name.clone(), file, read_only: share.read_only }
+        let Share { name, read_only, submounts, .. } = share;
+        ShareMessage { name: name.clone(), file, read_only: *read_only, submounts: *submounts }
     };
     shares.iter().zip(files).map(entry).collect()
 }

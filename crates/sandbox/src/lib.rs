@@ -10,6 +10,7 @@ pub mod hooks;
 pub mod jail;
 pub mod machine;
 pub mod mount_points;
+mod mount_table;
 pub mod network;
 pub mod plan;
 pub mod process;

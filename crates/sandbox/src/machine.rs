@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nacre_protocol::control::StartTimings;
+use nacre_protocol::fs::Submounts;
 use nacre_protocol::id::ContainerId;
 use nacre_protocol::ports::SHARES_TAG;
 use tracing::{debug, info};
@@ -449,7 +450,8 @@ impl Machine {
                     Ok(volume) => open.push(volume),
                     Err(error) => {
                         debug!(%error, source = ?volume.source, "a volume is a share");
-                        shares.push(Share { name: volume.name, source: volume.source, read_only: true });
+                        let Volume { name, source } = volume;
+                        shares.push(Share { name, source, read_only: true, submounts: Submounts::AsShare });
                     }
                 }
             }

@@ -357,6 +357,7 @@ fn split_options(options: &[String]) -> (MountFlags, String) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nacre_protocol::fs::Submounts;
 
     fn blob(dir: &Path, name: &str, blocks: usize) -> PathBuf {
         let mut bytes = vec![0; blocks * 4096];
@@ -389,7 +390,12 @@ mod tests {
 
     #[test]
     fn missing_bind_source_is_named() {
-        let share = Share { name: "m0".into(), source: "/nonexistent/dir".into(), read_only: false };
+        let share = Share {
+            name: "m0".into(),
+            source: "/nonexistent/dir".into(),
+            read_only: false,
+            submounts: Submounts::AsShare,
+        };
         let error = open_shares(&[share]).unwrap_err().to_string();
         assert_eq!(error, "cannot open /nonexistent/dir, which is mounted into the container");
     }
@@ -400,11 +406,17 @@ mod tests {
         for (number, tree) in ["/proc/sys", "/sys/kernel", "/proc/self/ns/net"].iter().enumerate() {
             let link = dir.path().join(number.to_string());
             std::os::unix::fs::symlink(tree, &link).unwrap();
-            let share = Share { name: "m0".into(), source: link, read_only: false };
+            let share =
+                Share { name: "m0".into(), source: link, read_only: false, submounts: Submounts::AsShare };
             let error = open_shares(&[share]).unwrap_err().to_string();
             assert!(error.contains("belongs to the host's kernel"), "{tree}: {error}");
         }
-        let share = Share { name: "m0".into(), source: dir.path().into(), read_only: false };
+        let share = Share {
+            name: "m0".into(),
+            source: dir.path().into(),
+            read_only: false,
+            submounts: Submounts::AsShare,
+        };
         open_shares(&[share]).unwrap();
     }
 

@@ -81,7 +81,9 @@ fn volume(option: &str) -> Result<Value, SpecError> {
     let mut options = vec!["rbind".to_owned()];
     for flag in flags.split(',').filter(|flag| !flag.is_empty()) {
         match flag {
-            "ro" | "rw" | "rprivate" | "private" | "rslave" | "slave" => options.push(flag.into()),
+            // With all that is mounted below, as Docker's own.
+            "ro" => options.push("rro".into()),
+            "rw" | "rprivate" | "private" | "rslave" | "slave" => options.push(flag.into()),
             "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             _ => return Err(bad("known options are ro and rw")),
         }
@@ -149,7 +151,7 @@ mod tests {
     fn volume_with_ro_is_a_read_only_bind() {
         let mount = volume("/tmp:/data:ro").unwrap();
         assert_eq!(mount["destination"], "/data");
-        assert_eq!(mount["options"], json!(["rbind", "ro"]));
+        assert_eq!(mount["options"], json!(["rbind", "rro"]));
     }
 
     #[test]

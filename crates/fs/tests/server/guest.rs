@@ -11,6 +11,7 @@ use fuse_backend_rs::abi::fuse_abi::{
     CreateIn, EntryOut, InHeader, InitIn, InitIn2, InitOut, Opcode, OpenIn, OpenOut, OutHeader, ROOT_ID,
     ReadIn, WriteIn,
 };
+use nacre_protocol::fs::Submounts;
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use vhost_fs::vhost_user::{Frontend, VhostUserFrontend, VhostUserVirtioFeatures};
@@ -66,8 +67,13 @@ pub(crate) struct Guest {
 impl Guest {
     /// A guest that has mounted the directory.
     pub(crate) fn mount(directory: &Path, read_only: bool) -> Self {
+        Self::mount_with(directory, read_only, Submounts::AsShare)
+    }
+
+    /// The same, with what is mounted below the directory.
+    pub(crate) fn mount_with(directory: &Path, read_only: bool, submounts: Submounts) -> Self {
         let share = File::open(directory).unwrap();
-        let server = Server::start(&share, read_only, "s");
+        let server = Server::start_with(&share, read_only, submounts, "s");
         assert_eq!(server.reply(), Ok(()));
         let file = File::from(memfd_create(c"guest", MFdFlags::MFD_CLOEXEC).unwrap());
         file.set_len(MEMORY).unwrap();

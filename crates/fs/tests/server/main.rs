@@ -9,6 +9,7 @@
 //! | [`names`] | names that are no names |
 //! | [`nodes`] | node ids and handles that were never given out, forgetting, devices, links |
 //! | [`messages`] | messages that are cut, too long, unknown |
+//! | [`submounts`] | what is mounted below a share, before and after its start |
 //! | [`read_only`] | every writing request against a read-only share |
 #![allow(missing_docs, reason = "a test")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
@@ -22,3 +23,4 @@ mod nodes;
 mod process;
 mod read_only;
 mod start;
+mod submounts;

@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::{Child, Command, Stdio};
 
-use nacre_protocol::fs::{Change, Order, Share, Start, StartReply};
+use nacre_protocol::fs::{Change, Order, Share, Start, StartReply, Submounts};
 use nacre_protocol::vm::FdIndex;
 use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, recv, sendmsg, socketpair,
@@ -22,13 +22,18 @@ pub(crate) struct Server {
 impl Server {
     /// Starts the server with one share; needs root, as the shim has.
     pub(crate) fn start(share: &File, read_only: bool, name: &str) -> Self {
+        Self::start_with(share, read_only, Submounts::AsShare, name)
+    }
+
+    /// The same, with what is mounted below the share.
+    pub(crate) fn start_with(share: &File, read_only: bool, submounts: Submounts, name: &str) -> Self {
         assert!(nix::unistd::geteuid().is_root(), "this test makes mount namespaces: run it as root");
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fs.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let vmm = UnixStream::connect(&path).unwrap();
         let (child, owner) = start();
-        let share_entry = Share { name: name.into(), file: FdIndex(1), read_only };
+        let share_entry = Share { name: name.into(), file: FdIndex(1), read_only, submounts };
         let start = Start { listener: FdIndex(0), shares: vec![share_entry] };
         order(&owner, &Order::Serve(start), &[listener.as_raw_fd(), share.as_raw_fd()]);
         Self { child, owner, vmm }
@@ -40,6 +45,16 @@ impl Server {
 
     /// Lets a second process change what this one serves.
     pub(crate) fn change(&self, add: &[(&str, &File, bool)], remove: &[&str]) -> StartReply {
+        self.change_with(add, Submounts::AsShare, remove)
+    }
+
+    /// The same, with what is mounted below those that come.
+    pub(crate) fn change_with(
+        &self,
+        add: &[(&str, &File, bool)],
+        submounts: Submounts,
+        remove: &[&str],
+    ) -> StartReply {
         let (mut child, owner) = start();
         let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
         let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
@@ -47,6 +62,7 @@ impl Server {
             name: (*name).to_owned(),
             file: FdIndex(at as u32 + 1),
             read_only: *read_only,
+            submounts,
         };
         let change = Change {
             server: FdIndex(0),

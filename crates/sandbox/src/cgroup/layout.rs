@@ -1,6 +1,8 @@
 //! Which cgroup hierarchies the host has: one of version 2, several of version 1, or both (hybrid).
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use crate::mount_table::{self, unescape};
 
 /// Controllers of version 1 whose hierarchies a sandbox joins. cpuset is left out: a new group of it is of no use
 /// before its CPUs and memory nodes are filled in, and a VM inherits those of the shim.
@@ -30,7 +32,7 @@ pub enum Version {
 /// # Errors
 /// When `/proc` is not there.
 pub fn detect() -> std::io::Result<Vec<Hierarchy>> {
-    Ok(parse(&std::fs::read_to_string("/proc/self/mountinfo")?))
+    Ok(parse(&mount_table::read()?))
 }
 
 /// Picks the cgroup mounts out of a mountinfo file (proc_pid_mountinfo(5)), the first of each hierarchy.
@@ -54,13 +56,6 @@ pub(super) fn parse(mountinfo: &str) -> Vec<Hierarchy> {
         }
     }
     found
-}
-
-/// mountinfo writes space, tab, newline and backslash as three octal digits.
-fn unescape(text: &str) -> PathBuf {
-    let plain = [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")];
-    let text = plain.iter().fold(text.to_owned(), |text, (escape, plain)| text.replace(escape, plain));
-    Path::new(&text).to_owned()
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::files::FILES_DIR;
-use nacre_protocol::fs::MAX_SHARES;
+use nacre_protocol::fs::{MAX_SHARES, Submounts};
 use nacre_protocol::ports::{SHARED_MEMORY_DIR, SHARES_DIR};
 use nacre_protocol::volumes::VOLUMES_DIR;
 use serde_json::{Value, json};
@@ -18,6 +18,7 @@ use super::files::{self, BundleFile};
 use super::nodes::{self, Node};
 use super::{BlockDevice, in_bundle, pod};
 use crate::mount_points::MountPoint;
+use crate::mount_table;
 use crate::text::harmless;
 use crate::volumes::{Volume, is_kept_by_a_kubelet};
 
@@ -39,6 +40,8 @@ pub struct Share {
     pub source: PathBuf,
     /// Writes are refused on the host's side.
     pub read_only: bool,
+    /// What is mounted below it.
+    pub submounts: Submounts,
 }
 
 /// A mount that a guest cannot have.
@@ -166,8 +169,14 @@ pub(super) fn share_binds(
             volumes.push(Volume { name, source });
             continue;
         }
+        let submounts = submounts(options, &source);
+        if read_only && submounts != Submounts::AsShare {
+            // To the guest it is one mount; the host knows which directories of it can be written.
+            let options = options.iter().filter(|option| **option != "ro").cloned().collect();
+            mount.insert("options".to_owned(), Value::Array(options));
+        }
         mount.insert("source".to_owned(), Value::String(format!("{SHARES_DIR}/{name}")));
-        shares.push(Share { name, source, read_only });
+        shares.push(Share { name, source, read_only, submounts });
     }
     if shares.len() > MAX_SHARES {
         return Err(MountError::TooMany(shares.len()));
@@ -204,10 +213,33 @@ pub(super) fn points(document: &Value, bundle: &Path) -> Vec<MountPoint> {
 }
 
 /// Whether the host refuses writes. `rro` and `rrw` are the recursive forms (OCI runtime specification, "Linux mount
-/// options"); a share is of one kind as a whole, so that the last of all four counts.
+/// options"); the last of all four counts.
 fn is_read_only(options: &[Value]) -> bool {
-    let last = options.iter().rfind(|option| ["ro", "rw", "rro", "rrw"].iter().any(|word| *option == word));
-    last.is_some_and(|option| option == "ro" || option == "rro")
+    matches!(last(options, &["ro", "rw", "rro", "rrw"]), Some("ro" | "rro"))
+}
+
+/// The last of these words among the options.
+fn last<'a>(options: &[Value], words: &[&'a str]) -> Option<&'a str> {
+    options.iter().rev().find_map(|option| words.iter().find(|word| option == *word).copied())
+}
+
+/// What a share has of what is mounted below its source. `ro` is of the mount alone, as with any runtime; what is recursively
+/// read-only does not follow, since nobody could make a later mount read-only before the guest sees it.
+fn submounts(options: &[Value], source: &Path) -> Submounts {
+    let access = last(options, &["ro", "rw", "rro", "rrw"]);
+    let propagation = last(options, &["private", "rprivate", "slave", "rslave", "unbindable", "runbindable"]);
+    match (access, propagation) {
+        (Some("rro"), _) => Submounts::AsShare,
+        (_, Some("slave" | "rslave")) => Submounts::Following,
+        (Some("ro"), _) if has_mounts_below(source) => Submounts::AsHost,
+        _ => Submounts::AsShare,
+    }
+}
+
+/// By the path as it is written: a look at the file could wait for a server that is gone. Behind a link there is nothing, and
+/// the share is read-only as a whole.
+fn has_mounts_below(source: &Path) -> bool {
+    mount_table::read().is_ok_and(|table| mount_table::has_below(&table, source))
 }
 
 fn refuse_kernel_trees(source: &Path) -> Result<(), MountError> {
@@ -236,7 +268,15 @@ mod tests {
     fn bind_mount_becomes_a_share_that_the_guest_path_names() {
         let mount = json!({"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]});
         let (shares, mounts) = share(json!([mount])).unwrap();
-        assert_eq!(shares, [Share { name: "m0".into(), source: "/srv/data".into(), read_only: true }]);
+        assert_eq!(
+            shares,
+            [Share {
+                name: "m0".into(),
+                source: "/srv/data".into(),
+                read_only: true,
+                submounts: Submounts::AsShare
+            }]
+        );
         assert_eq!(mounts[0]["source"], "/run/nacre/shares/m0");
         assert_eq!(mounts[0]["destination"], "/data");
     }
@@ -246,6 +286,36 @@ mod tests {
         let (shares, _) =
             share(json!([{"destination": "/a", "source": "/a", "options": ["rbind", "ro", "rw"]}])).unwrap();
         assert!(!shares[0].read_only);
+    }
+
+    #[test]
+    fn f10_what_is_mounted_below_is_read_only_where_that_is_asked_and_follows_where_that_is() {
+        // Any Linux has mounts below /.
+        for (source, options, submounts, guest) in [
+            (
+                "/srv/data",
+                vec!["rbind", "rprivate", "ro"],
+                Submounts::AsShare,
+                vec!["rbind", "rprivate", "ro"],
+            ),
+            ("/", vec!["rbind", "rprivate", "ro"], Submounts::AsHost, vec!["rbind", "rprivate"]),
+            ("/", vec!["rbind", "rprivate", "rro"], Submounts::AsShare, vec!["rbind", "rprivate", "rro"]),
+            ("/", vec!["rbind", "rprivate", "rw"], Submounts::AsShare, vec!["rbind", "rprivate", "rw"]),
+            ("/srv/data", vec!["rbind", "rslave", "ro"], Submounts::Following, vec!["rbind", "rslave"]),
+            ("/srv/data", vec!["rbind", "rslave", "rro"], Submounts::AsShare, vec!["rbind", "rslave", "rro"]),
+            (
+                "/srv/data",
+                vec!["rbind", "rslave", "rprivate"],
+                Submounts::AsShare,
+                vec!["rbind", "rslave", "rprivate"],
+            ),
+            ("/srv/data", vec!["rbind", "rslave"], Submounts::Following, vec!["rbind", "rslave"]),
+        ] {
+            let (shares, mounts) =
+                share(json!([{"destination": "/a", "source": source, "options": options}])).unwrap();
+            assert_eq!(shares[0].submounts, submounts, "{source} {options:?}");
+            assert_eq!(mounts[0]["options"], json!(guest), "{source} {options:?}");
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@
 
 use std::path::{Path, PathBuf};
 
+use nacre_protocol::fs::Submounts;
+
 use super::mounts::Share;
 use super::spec::Root;
 use crate::text::harmless;
@@ -121,7 +123,10 @@ pub(super) fn sort(
     let read_only =
         root.readonly || mounts.last().is_some_and(|mount| mount.options.iter().any(|o| o == "ro"));
     let share = format!("{prefix}{ROOTFS_SHARE}");
-    shares.insert(0, Share { name: share.clone(), source: path.clone(), read_only });
+    shares.insert(
+        0,
+        Share { name: share.clone(), source: path.clone(), read_only, submounts: Submounts::AsShare },
+    );
     Ok(RootfsPlan::Directory { share, path, mounts: mounts.to_vec() })
 }
 
@@ -243,7 +248,12 @@ mod tests {
         assert_eq!(plan, directory(vec![overlay]));
         assert_eq!(
             shares[0],
-            Share { name: "rootfs".into(), source: "/bundle/rootfs".into(), read_only: false }
+            Share {
+                name: "rootfs".into(),
+                source: "/bundle/rootfs".into(),
+                read_only: false,
+                submounts: Submounts::AsShare
+            }
         );
     }
 
