@@ -20,13 +20,16 @@ const LIMIT_S: &str = "180";
 /// Room for the test image; each layer's snapshot is a copy of the one below it.
 const BLOCK_SNAPSHOT_BYTES: u64 = 80 << 20;
 
+/// Variable that names a directory with another `containerd` and `ctr`, in place of those on PATH.
+const OTHER: &str = "NACRE_TEST_CONTAINERD";
+
 /// Where the lab has the containerd that many nodes still run.
 const OLDER: &str = "/opt/containerd-1.7/usr/bin";
 
 /// A containerd to test with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Release {
-    /// The one on PATH: 2.x.
+    /// 2.x: the one on PATH, or the one that [`OTHER`] names.
     Current,
     /// 1.7.
     Older,
@@ -227,7 +230,7 @@ runtime_type = "io.containerd.nacre.v2"
     /// A program of this release.
     fn program(&self, name: &str) -> PathBuf {
         match self.release {
-            Release::Current => PathBuf::from(name),
+            Release::Current => std::env::var_os(OTHER).map(PathBuf::from).unwrap_or_default().join(name),
             Release::Older => Path::new(OLDER).join(name),
         }
     }

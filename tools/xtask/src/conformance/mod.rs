@@ -7,6 +7,8 @@
 //! stress.rs    containerd-stress, and a census of the machine after it
 //! ```
 //!
+//! `containerd` is no suite of others: our own end-to-end tests of pods ([`crate::suite`]), with a newer containerd.
+//!
 //! None of it is part of `test`: the suites come over the network, and take an hour and more in the lab.
 
 mod critest;
@@ -22,9 +24,14 @@ use clap::{Args, ValueEnum};
 use crate::install;
 use crate::lab::{self, Place};
 use crate::packages::{self, Need};
+use crate::process::step;
 use crate::project::Project;
+use crate::suite;
 
 pub(crate) use stress::{Inside, measure};
+
+/// Names of the tests that need a CRI of containerd 2 and share one.
+const PODS: &str = "pods::";
 
 /// `conformance [SUITE] [OPTIONS]`
 #[derive(Args)]
@@ -62,7 +69,9 @@ enum Suite {
     Critest,
     /// containerd-stress
     Stress,
-    /// Both
+    /// The end-to-end tests of pods with the containerd that `tools/conformance/containerd` pins
+    Containerd,
+    /// All of them
     All,
 }
 
@@ -76,12 +85,17 @@ pub(crate) fn run(project: &Project, options: &Options) -> Result<ExitCode> {
     if place == Place::Direct {
         packages::ensure(&[Need::Direct])?;
     }
+    let is_wanted = |suite: Suite| options.suite == suite || options.suite == Suite::All;
     let mut holds = true;
-    if options.suite != Suite::Stress {
+    if is_wanted(Suite::Critest) {
         holds &= critest::run(project, place, options)?;
     }
-    if options.suite != Suite::Critest {
+    if is_wanted(Suite::Stress) {
         holds &= stress::run(project, place, options)?;
+    }
+    if is_wanted(Suite::Containerd) {
+        let dir = step("containerd: build", || programs::containerd(project))?;
+        holds &= suite::with_containerd(project, PODS, &dir)? == ExitCode::SUCCESS;
     }
     Ok(code(holds))
 }

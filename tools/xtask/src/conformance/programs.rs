@@ -43,6 +43,19 @@ pub(super) fn stress(project: &Project) -> Result<()> {
     build(&module, &bin(project)?, &["build", "-ldflags", "-s -w", "-o"], "containerd-stress", package)
 }
 
+/// containerd and `ctr`, in a directory of their own.
+pub(super) fn containerd(project: &Project) -> Result<PathBuf> {
+    let (module, bin) = (module(project, "containerd")?, bin(project)?.join("containerd"));
+    fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
+    for name in ["containerd", "ctr"] {
+        let package = format!("github.com/containerd/containerd/v2/cmd/{name}");
+        // Snapshotters that need libraries of C, and that no test uses.
+        let words = ["build", "-tags", "no_btrfs no_zfs", "-ldflags", "-s -w", "-o"];
+        build(&module, &bin, &words, name, &package)?;
+    }
+    Ok(bin)
+}
+
 /// Version of a module that a folder pins.
 pub(super) fn version(project: &Project, name: &str, module_path: &str) -> Result<String> {
     let module = module(project, name)?;

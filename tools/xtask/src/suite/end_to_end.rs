@@ -29,7 +29,7 @@ const IMAGE_LIMIT: Duration = Duration::from_secs(5 * 60);
 const MAX_MACHINES: usize = 4;
 
 /// Runs those whose name contains `filter`.
-pub(super) fn run(project: &Project, filter: Option<&str>) -> Result<Count> {
+pub(super) fn run(project: &Project, filter: Option<&str>, containerd: Option<&Path>) -> Result<Count> {
     install::build(project)?;
     let place = lab::place();
     if place == Place::Direct {
@@ -50,17 +50,21 @@ pub(super) fn run(project: &Project, filter: Option<&str>) -> Result<Count> {
         Place::Emulated => thread::available_parallelism().map_or(1, |n| n.get().min(MAX_MACHINES)),
     };
     let image = out.join("image");
-    step("end-to-end tests", || on_machines(project, place, &Tests { binary, image }, &deal(names, machines)))
+    step("end-to-end tests", || {
+        on_machines(project, place, &Tests { binary, image, containerd }, &deal(names, machines))
+    })
 }
 
 /// What a machine needs to run tests.
-struct Tests {
+struct Tests<'a> {
     binary: PathBuf,
     /// Directory of the test image.
     image: PathBuf,
+    /// Directory of a containerd that takes the place of the machine's.
+    containerd: Option<&'a Path>,
 }
 
-fn on_machines(project: &Project, place: Place, tests: &Tests, hands: &[Vec<String>]) -> Result<Count> {
+fn on_machines(project: &Project, place: Place, tests: &Tests<'_>, hands: &[Vec<String>]) -> Result<Count> {
     let mut count = Count::default();
     thread::scope(|scope| {
         let machines: Vec<_> =
@@ -72,14 +76,11 @@ fn on_machines(project: &Project, place: Place, tests: &Tests, hands: &[Vec<Stri
     })
 }
 
-fn on_machine(project: &Project, place: Place, tests: &Tests, names: &[String]) -> Result<Count> {
-    let mut command = vec![
-        "env".to_owned(),
-        format!("NACRE_TEST_IMAGE=oci:{}:python", tests.image.display()),
-        tests.binary.display().to_string(),
-        "--test-threads=1".to_owned(),
-        "--exact".to_owned(),
-    ];
+fn on_machine(project: &Project, place: Place, tests: &Tests<'_>, names: &[String]) -> Result<Count> {
+    let mut command =
+        vec!["env".to_owned(), format!("NACRE_TEST_IMAGE=oci:{}:python", tests.image.display())];
+    command.extend(tests.containerd.map(|dir| format!("NACRE_TEST_CONTAINERD={}", dir.display())));
+    command.extend([tests.binary.display().to_string(), "--test-threads=1".to_owned(), "--exact".to_owned()]);
     command.extend(names.iter().cloned());
     // A machine of its own: what others do in the kept one would look as if a test had left it behind.
     let job = Job { kind: Kind::Fresh, ..Job::new(command) }.timeout(LIMIT);

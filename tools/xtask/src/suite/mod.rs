@@ -13,6 +13,7 @@ mod count;
 mod end_to_end;
 
 use std::io::{BufRead as _, BufReader};
+use std::path::Path;
 use std::process::{ExitCode, Stdio};
 
 use anyhow::{Context as _, Result};
@@ -36,13 +37,18 @@ pub(crate) struct Options {
 pub(crate) fn test(project: &Project, options: &Options) -> Result<ExitCode> {
     packages::ensure(&[Need::Compile, Need::Test])?;
     let mut count = step("unit, property and component tests", || here(project))?;
-    count.add(end_to_end::run(project, options.filter.as_deref())?);
+    count.add(end_to_end::run(project, options.filter.as_deref(), None)?);
     Ok(count.finish())
 }
 
 /// Runs the end-to-end tests alone.
 pub(crate) fn e2e(project: &Project, options: &Options) -> Result<ExitCode> {
-    Ok(end_to_end::run(project, options.filter.as_deref())?.finish())
+    Ok(end_to_end::run(project, options.filter.as_deref(), None)?.finish())
+}
+
+/// Runs those of the end-to-end tests whose name contains `filter` with the `containerd` and `ctr` of a directory.
+pub(crate) fn with_containerd(project: &Project, filter: &str, dir: &Path) -> Result<ExitCode> {
+    Ok(end_to_end::run(project, Some(filter), Some(dir))?.finish())
 }
 
 fn here(project: &Project) -> Result<Count> {
