@@ -3,12 +3,17 @@
 //! Version 2, version 1 and both at once. On version 2 a process is born in its group (clone3); the hierarchies of
 //! version 1 are joined by writing `cgroup.procs` while the process still waits for its first message, before it has
 //! a second thread. Dropping the [`Cgroup`] removes the directories; its processes are gone by then.
+//!
+//! Directories above the group are shared: containers of a containerd namespace have one, and so have those that
+//! `nacre` runs. One that a sandbox made is marked, and goes with the last sandbox in it, whoever made it; one that was
+//! there before (a kubelet's, a service manager's) is not marked and stays.
 
 mod layout;
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -20,8 +25,13 @@ use crate::plan::resources::{CpuMax, DEFAULT_PERIOD_US};
 /// Controllers of version 2 that are switched on for the group.
 const V2_CONTROLLERS: [&str; 5] = ["cpu", "memory", "pids", "io", "cpuset"];
 
-/// First component of the paths that are ours alone.
-const OWN_TREE: &str = "nacre";
+/// The mark of a directory above a group that a sandbox made: mkdir(2) sets it with the directory, so nobody finds one
+/// that has no mark yet, and it needs no attributes, which not every hierarchy has. The kernel takes it as any
+/// directory's sticky bit: root and the owner are free of it, and nobody else may write there.
+const MADE: u32 = 0o1000;
+
+/// How often a group is tried for whose parents others take away. Each time, a sandbox must end between two system calls.
+const TRIES: usize = 100;
 
 /// A cgroup that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,7 +80,7 @@ pub struct Cgroup {
 struct Group {
     dir: PathBuf,
     version: Version,
-    /// Directories above it that are removed with it, the nearest first.
+    /// Directories above it that a sandbox made, the nearest first: removed with it where nothing else is in them.
     ancestors: Vec<PathBuf>,
 }
 
@@ -185,33 +195,50 @@ fn has_children(dir: &Path) -> bool {
 
 fn make_group(hierarchy: &Hierarchy, path: &str) -> Result<Group, CgroupError> {
     let dir = hierarchy.mount.join(path);
-    let failed = |dir: &Path| {
-        let path = dir.to_owned();
-        move |source| CgroupError::Create { path, source }
-    };
-    let mut ancestors = Vec::new();
-    let parts: Vec<&str> = path.split('/').collect();
-    let mut at = hierarchy.mount.clone();
-    for (index, part) in parts.iter().enumerate() {
-        if hierarchy.version == Version::V2 {
-            enable_controllers(&at);
-        }
-        at.push(part);
-        let made = match fs::create_dir(&at) {
-            Ok(()) => true,
-            Err(error) if error.kind() == ErrorKind::AlreadyExists => false,
-            // The last sandbox of our tree may just have removed it.
-            Err(error) if error.kind() == ErrorKind::NotFound && parts[0] == OWN_TREE => {
-                fs::create_dir_all(&at).map_err(failed(&at))?;
-                true
-            }
-            Err(error) => return Err(failed(&at)(error)),
-        };
-        if index + 1 < parts.len() && (made || parts[0] == OWN_TREE) {
-            ancestors.insert(0, at.clone());
-        }
+    let mut above: Vec<PathBuf> = dir.ancestors().skip(1).map(Path::to_owned).collect();
+    above.truncate(path.split('/').count());
+    // The mount point, which is last, is nobody's to make or remove.
+    let parents = &above[..above.len() - 1];
+    let made = make_dirs(parents, &dir);
+    let ancestors: Vec<PathBuf> = parents.iter().filter(|parent| is_marked(parent)).cloned().collect();
+    if let Err(error) = made {
+        remove(&ancestors);
+        return Err(error);
+    }
+    // Only now: a parent that is empty could be another one a moment later, with no controller on.
+    if hierarchy.version == Version::V2 {
+        above.iter().rev().for_each(|dir| enable_controllers(dir));
     }
     Ok(Group { dir, version: hierarchy.version.clone(), ancestors })
+}
+
+/// Makes a group below its parents, the nearest of which is first; those that are there are taken as they are.
+fn make_dirs(parents: &[PathBuf], dir: &Path) -> Result<(), CgroupError> {
+    let make_all = || {
+        parents.iter().rev().try_for_each(|parent| make_dir(parent, 0o755 | MADE))?;
+        make_dir(dir, 0o755)
+    };
+    for _ in 1..TRIES {
+        match make_all() {
+            // The last sandbox in a parent has just removed it.
+            Err(CgroupError::Create { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+            result => return result,
+        }
+    }
+    make_all()
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), CgroupError> {
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(source) if source.kind() != ErrorKind::AlreadyExists => {
+            Err(CgroupError::Create { path: path.to_owned(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn is_marked(dir: &Path) -> bool {
+    fs::symlink_metadata(dir).is_ok_and(|found| found.is_dir() && found.mode() & MADE != 0)
 }
 
 /// Best effort: what is missing shows when a limit cannot be written.
@@ -315,15 +342,33 @@ mod tests {
     }
 
     #[test]
-    fn our_own_tree_goes_with_its_last_sandbox() {
+    fn made_parent_goes_with_its_last_sandbox_whoever_made_it() {
         let root = tempfile::tempdir().unwrap();
         let hierarchies = [fake(root.path(), &["freezer"])];
-        let one = Cgroup::create_in(&hierarchies, "nacre/one", &plan()).unwrap();
-        let two = Cgroup::create_in(&hierarchies, "nacre/two", &plan()).unwrap();
-        drop(one);
-        assert!(root.path().join("nacre/two").is_dir());
-        drop(two);
-        assert!(!root.path().join("nacre").exists());
+        let maker = Cgroup::create_in(&hierarchies, "stress/one", &plan()).unwrap();
+        let other = Cgroup::create_in(&hierarchies, "stress/two", &plan()).unwrap();
+        drop(maker);
+        assert!(root.path().join("stress/two").is_dir());
+        drop(other);
+        assert!(!root.path().join("stress").exists());
+    }
+
+    #[test]
+    fn sandboxes_that_begin_and_end_at_once_leave_nothing_and_do_not_fail() {
+        let root = tempfile::tempdir().unwrap();
+        let hierarchies = [fake(root.path(), &["freezer"])];
+        std::thread::scope(|scope| {
+            for thread in 0..4 {
+                let hierarchies = &hierarchies;
+                scope.spawn(move || {
+                    for _ in 0..250 {
+                        let path = format!("stress/deep/{thread}");
+                        drop(Cgroup::create_in(hierarchies, &path, &plan()).unwrap());
+                    }
+                });
+            }
+        });
+        assert!(fs::read_dir(root.path()).unwrap().next().is_none());
     }
 
     #[test]
