@@ -302,6 +302,11 @@ runtime_type = "io.containerd.nacre.v2"
         self.dir.path().join(name)
     }
 
+    /// Its process; none where it was killed.
+    pub fn pid(&self) -> Option<u32> {
+        self.process.as_ref().map(Child::id)
+    }
+
     /// What it has logged.
     pub fn log(&self) -> String {
         fs::read_to_string(self.path("log")).unwrap_or_default()

@@ -5,6 +5,7 @@
 //! critest.rs   the CRI validation suite: one machine for each runtime
 //! report.rs    reads what the suite reports; table of every case, cause of every difference
 //! stress.rs    containerd-stress, and a census of the machine after it
+//! growth.rs    memory of the processes while it runs
 //! ```
 //!
 //! `containerd` is no suite of others: our own end-to-end tests of pods ([`crate::suite`]), with a newer containerd.
@@ -12,6 +13,7 @@
 //! None of it is part of `test`: the suites come over the network, and take an hour and more in the lab.
 
 mod critest;
+mod growth;
 mod programs;
 mod report;
 mod stress;

@@ -1,7 +1,8 @@
 //! containerd-stress: containers of containerd's own stress program, some at once, and what is left after them.
 //!
 //! Its workers create, start and delete containers whose process is `true` until they are told to stop. Then nothing of
-//! it may be on the machine: no process, mount, cgroup, socket, link or file of nacre's, no object of containerd's.
+//! it may be on the machine: no process, mount, cgroup, socket, link or file of nacre's, no object of containerd's. What only
+//! grows is told beside it (`growth.rs`): it decides nothing, since the kernel's and containerd's figures go up and down.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
-use nacre_tests::{Containerd, Traces, pids};
+use nacre_tests::{Containerd, Traces};
 use serde::{Deserialize, Serialize};
 
+use super::growth::{self, Kept, Memory, Sample};
 use super::{Options, programs};
-use crate::bench::memory;
 use crate::lab::{self, Job, Kind, Place};
 use crate::process::step;
 use crate::project::Project;
@@ -31,9 +32,6 @@ const LIMIT_EACH: Duration = Duration::from_secs(30);
 
 /// Starting and ending of the machine and of what is needed there.
 const EXTRA: Duration = Duration::from_secs(15 * 60);
-
-/// Between two looks at the memory of all processes.
-const SAMPLE_EVERY: Duration = Duration::from_secs(2);
 
 /// The hidden half, where KVM works.
 #[derive(Args)]
@@ -55,8 +53,9 @@ struct Found {
     seconds: f64,
     /// Traces of nacre and objects of containerd that were not there before.
     left: Vec<String>,
-    /// Most memory that a process of a name held of its own, in the first and in the last quarter of the time, in KiB.
-    memory_kib: Vec<(String, f64, f64)>,
+    memory: Vec<Memory>,
+    /// Before and after.
+    kept: (Kept, Kept),
 }
 
 /// Runs it in a machine of its own; whether all containers ran and nothing is left.
@@ -94,22 +93,24 @@ fn result(out: &Path) -> PathBuf {
 /// Starts a containerd, the stress program, and looks.
 pub(crate) fn measure(inside: &Inside) -> Result<()> {
     let containerd = Containerd::without_images();
-    // The first container makes directories that all share, and its image stays.
+    let pid = containerd.pid().context("containerd does not run")?;
+    // The first container makes directories that all sandboxes share and that stay, and its image stays.
     drive(inside, &containerd, 1, 1, &mut Vec::new())?;
-    let (traces, objects) = (Traces::now(), objects(&containerd));
+    let (traces, objects, before) = (Traces::now(), objects(&containerd), Kept::now(pid));
     let mut samples = Vec::new();
     let begin = Instant::now();
     let failures = drive(inside, &containerd, inside.containers, inside.concurrency, &mut samples)?;
-    let seconds = begin.elapsed().as_secs_f64();
+    let all = begin.elapsed();
     let mut left = traces.left_behind();
     left.extend(self::objects(&containerd).difference(&objects).cloned());
     let found = Found {
         containers: inside.containers,
         concurrency: inside.concurrency,
         failures,
-        seconds,
+        seconds: all.as_secs_f64(),
         left,
-        memory_kib: quarters(&samples),
+        memory: growth::quarters(&samples, all),
+        kept: (before, Kept::now(pid)),
     };
     let path = result(&inside.out);
     fs::write(&path, format!("{:#}\n", serde_json::to_value(&found)?))
@@ -153,10 +154,11 @@ fn drive(
         .stderr(Stdio::piped())
         .spawn()
         .context("cannot run containerd-stress")?;
+    let pid = containerd.pid().context("containerd does not run")?;
     let log = stress.stderr.take().context("no pipe from containerd-stress")?;
     let is_over = AtomicBool::new(false);
     let (failures, seen) = thread::scope(|scope| {
-        let sampler = scope.spawn(|| sample(&is_over));
+        let sampler = scope.spawn(|| growth::watch(pid, &is_over));
         let failures = follow(log, &stress, containers);
         is_over.store(true, Ordering::Relaxed);
         (failures, sampler.join().unwrap_or_default())
@@ -194,38 +196,6 @@ fn follow(log: ChildStderr, stress: &Child, containers: u32) -> Result<Vec<Strin
     Ok(failures)
 }
 
-/// A process at a moment: its name, and its own memory in KiB.
-struct Sample(&'static str, f64);
-
-/// Looks at every process of nacre until it is over.
-fn sample(is_over: &AtomicBool) -> Vec<Sample> {
-    let mut samples = Vec::new();
-    while !is_over.load(Ordering::Relaxed) {
-        for name in ["containerd-shim", "nacre-vmm", "nacre-fs"] {
-            // Those that have just ended cannot be read.
-            let read = pids(name).into_iter().filter_map(|pid| memory::of(pid).ok());
-            samples.extend(read.map(|memory| Sample(name, memory.own_pss_kib)));
-        }
-        thread::sleep(SAMPLE_EVERY);
-    }
-    samples
-}
-
-/// The largest of the first and of the last quarter of each name's samples.
-fn quarters(samples: &[Sample]) -> Vec<(String, f64, f64)> {
-    let mut names: Vec<&str> = samples.iter().map(|sample| sample.0).collect();
-    names.sort_unstable();
-    names.dedup();
-    let largest = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
-    let of = |name: &str| {
-        let values: Vec<f64> =
-            samples.iter().filter(|sample| sample.0 == name).map(|sample| sample.1).collect();
-        let quarter = values.len().div_ceil(4);
-        (name.to_owned(), largest(&values[..quarter]), largest(&values[values.len() - quarter..]))
-    };
-    names.into_iter().map(of).collect()
-}
-
 fn table(found: &Found) -> String {
     let each = found.seconds / f64::from(found.containers.max(1));
     let mut text = format!(
@@ -236,11 +206,11 @@ fn table(found: &Found) -> String {
         found.failures.len(),
         found.left.len()
     );
-    for (name, first, last) in &found.memory_kib {
-        text.push_str(&format!(
-            "  {name}: at most {first:.0} KiB in the first quarter, {last:.0} KiB in the last\n"
-        ));
-    }
+    text.push_str(
+        "  resident in each quarter of the time, the guest's memory apart, in KiB: median (largest)\n",
+    );
+    found.memory.iter().for_each(|memory| text.push_str(&memory.line()));
+    text.push_str(&found.kept.0.lines(&found.kept.1));
     for line in found.failures.iter().chain(&found.left) {
         text.push_str(&format!("  {line}\n"));
     }
@@ -252,14 +222,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quarters_are_each_names_own() {
-        let samples: Vec<Sample> =
-            (1..=8_i32).flat_map(|n| [Sample("a", f64::from(n)), Sample("b", 3.0)]).collect();
-        assert_eq!(quarters(&samples), [("a".to_owned(), 2.0, 8.0), ("b".to_owned(), 3.0, 3.0)]);
-        assert!(quarters(&[]).is_empty());
-    }
-
-    #[test]
     fn what_is_left_is_told() {
         let found = Found {
             containers: 100,
@@ -267,7 +229,8 @@ mod tests {
             failures: Vec::new(),
             seconds: 250.0,
             left: vec!["mount x".to_owned()],
-            memory_kib: vec![("nacre-vmm".to_owned(), 1.0, 2.0)],
+            memory: growth::quarters(&[], Duration::from_secs(250)),
+            kept: (Kept::now(1), Kept::now(1)),
         };
         let text = table(&found);
         assert!(text.contains("one every 2.5 s; 0 failures, 1 things left"), "{text}");
