@@ -50,7 +50,7 @@ pub(crate) fn pod_request(request: CreateSandboxRequest) -> Result<PodRequest, C
     };
     let linux = config.linux.unwrap_or_default();
     let namespaces = linux.security_context.namespace_options.clone().unwrap_or_default();
-    if namespaces.pid == NODE || namespaces.ipc == NODE {
+    if [namespaces.network, namespaces.pid, namespaces.ipc].contains(&NODE) {
         return Err(ConvertError::Unsupported("namespaces of the host"));
     }
     let (resources, overhead) = (linux.resources.unwrap_or_default(), linux.overhead.unwrap_or_default());

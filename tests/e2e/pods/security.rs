@@ -199,12 +199,14 @@ fn b5_privileged_pod_gets_every_capability_and_none_of_the_hosts_disks() {
 #[test]
 fn namespaces_of_the_host_are_refused() {
     let stay = NODE.enter();
-    for (name, pid, ipc) in [("hosts-pid", NODES, 0), ("hosts-ipc", 1, NODES)] {
+    for (name, network, pid, ipc) in
+        [("hosts-network", NODES, 1, 0), ("hosts-pid", 0, NODES, 0), ("hosts-ipc", 0, 1, NODES)]
+    {
         let mut config = stay.config(name);
         let linux = config.linux.mut_or_insert_default();
         let options =
             linux.security_context.mut_or_insert_default().namespace_options.mut_or_insert_default();
-        (options.pid, options.ipc) = (pid, ipc);
+        (options.network, options.pid, options.ipc) = (network, pid, ipc);
         let refusal = Pod::try_run(stay.cri(), "nacre", config).err().unwrap();
         assert!(refusal.message.contains("host"), "{name}: {refusal:?}");
     }

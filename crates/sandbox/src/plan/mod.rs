@@ -268,10 +268,10 @@ fn refuse_namespaces(spec: &spec::Spec) -> Result<(), PlanError> {
     }
 }
 
-/// A pod that wants the host's processes or IPC says so by what its sandbox does not have.
+/// A pod that wants the host's network, processes or IPC says so by what its sandbox does not have.
 fn refuse_host_namespaces(spec: &spec::Spec) -> Result<(), PlanError> {
     let has = |kind: &str| spec.linux.namespaces.iter().any(|namespace| namespace.kind == kind);
-    match ["pid", "ipc"].into_iter().find(|kind| !has(kind)) {
+    match [NETWORK, "pid", "ipc"].into_iter().find(|kind| !has(kind)) {
         Some(kind) => Err(PlanError::HostNamespace(kind)),
         None => Ok(()),
     }

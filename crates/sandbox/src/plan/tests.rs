@@ -188,7 +188,8 @@ fn pod(kind: &str) -> Value {
         "io.kubernetes.cri.sandbox-cpu-quota": "300000",
         "io.kubernetes.cri.sandbox-cpu-period": "100000",
     });
-    document["linux"]["namespaces"] = json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}]);
+    document["linux"]["namespaces"] =
+        json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}]);
     document
 }
 
@@ -239,10 +240,12 @@ fn container_that_joins_has_names_of_its_own() {
 }
 
 #[test]
-fn pod_with_the_hosts_processes_or_ipc_is_refused() {
-    for (kept, missing) in [("ipc", "pid"), ("pid", "ipc")] {
+fn pod_with_the_hosts_network_processes_or_ipc_is_refused() {
+    let all = ["network", "pid", "ipc"];
+    for missing in all {
         let mut document = pod("sandbox");
-        document["linux"]["namespaces"] = json!([{"type": kept}]);
+        document["linux"]["namespaces"] =
+            all.iter().filter(|kind| **kind != missing).map(|kind| json!({"type": kind})).collect();
         let error = plan_of(&document).unwrap_err();
         assert!(matches!(error, PlanError::HostNamespace(kind) if kind == missing), "{error}");
     }

@@ -147,7 +147,7 @@ impl Host {
     fn request(&self, id: &str, bundle: &str, kind: &str, args: &[&str]) -> CreateRequest {
         let spec = serde_json::json!({
             "ociVersion": "1.2.0", "process": {"args": args, "cwd": "/"}, "root": {"path": "rootfs"},
-            "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}]},
+            "linux": {"namespaces": [{"type": "pid"}, {"type": "ipc"}, {"type": "network"}]},
             "annotations": {
                 "io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": "web",
             },
