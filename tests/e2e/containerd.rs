@@ -1,7 +1,10 @@
 //! The shim under a real containerd: an ordinary image, its overlayfs snapshot, and `ctr`.
 
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
 
 use nacre_tests::{Containerd, TestSandbox};
 
@@ -20,4 +23,25 @@ fn containerd_runs_an_overlayfs_snapshot_behind_a_kernel_of_its_own() {
     let tasks = containerd.ctr(&["task", "ls", "-q"]).ok();
     assert_eq!(tasks.text(), "", "no task is left");
     assert!(!Path::new("/run/nacre/default").exists(), "no sandbox is left");
+}
+
+#[test]
+fn output_is_whole_though_its_reader_is_slow() {
+    let _census = TestSandbox::new();
+    let containerd = Containerd::start();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = containerd.run_command(&[], "slow", &["sh", "-c", "head -c 4000000 /dev/zero"]);
+    let mut ctr = command.stdin(Stdio::null()).stdout(writer).spawn().unwrap();
+    // It holds the pipe open.
+    drop(command);
+    // A page at a time: all that lies between is full when the program ends.
+    let (mut bytes, mut page) = (0, [0; 4096]);
+    loop {
+        match reader.read(&mut page).unwrap() {
+            0 => break,
+            count => bytes += count,
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    assert_eq!((bytes, ctr.wait().unwrap().code()), (4_000_000, Some(0)));
 }

@@ -9,7 +9,6 @@
 //! | [`containerd`] | the same under a real containerd, by `ctr` |
 //! | [`pods`], [`pods_older`] | the same by the calls of a kubelet, with containerd 2.1 and with 1.7 |
 //! | [`pods_alone`] | parts of a node that die, and what else needs a containerd of its own |
-//! | [`workloads`] | what a kubelet asks of the containers of a pod |
 //! | [`forward`] | from one side of a network namespace to the loopback of the other |
 //! | [`volumes`] | what a pod's volumes are: updates, limits, devices, owners |
 //! | [`failures`] | bad input and dying parts: one clear line, the right status, nothing left |
@@ -27,4 +26,3 @@ mod pods_alone;
 mod pods_older;
 mod run;
 mod volumes;
-mod workloads;

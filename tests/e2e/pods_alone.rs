@@ -186,3 +186,25 @@ fn block_snapshots_and_raw_block_volumes_are_disks_of_the_pods_vm() {
     pod.end();
     assert!(fs::read(&volume).unwrap()[512..].starts_with(b"from the guest"));
 }
+
+#[test]
+fn pod_whose_shim_was_killed_can_be_taken_away_and_made_anew() {
+    let _census = TestSandbox::new();
+    let containerd = Containerd::with_cri();
+    let cri = containerd.cri();
+    let (shims, vmms) = (pids("containerd-shim"), Vmms::before());
+    let pod = Pod::run(&cri, "again", &containerd.path("logs"));
+    let app = pod.start("app", Wish::idle());
+    for pid in pids("containerd-shim").difference(&shims) {
+        Outcome::of(Command::new("kill").args(["-9", &pid.to_string()])).ok();
+    }
+    wait_for("its VM goes with it", || vmms.new().is_empty());
+    assert_eq!(pod.wait(&app).exit_code, 255);
+    let id = pod.id().to_owned();
+    pod.end();
+    assert!(!Path::new("/run/nacre/k8s.io").join(id).exists(), "state of the dead pod is left");
+    let pod = Pod::run(&cri, "again", &containerd.path("logs"));
+    let app = pod.start("app", Wish::idle());
+    pod.exec(&app, &["true"]).ok();
+    pod.end();
+}

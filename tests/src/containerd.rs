@@ -285,16 +285,25 @@ runtime_type = "io.containerd.nacre.v2"
 
     /// `ctr ARGUMENTS`.
     pub fn ctr(&self, arguments: &[&str]) -> Outcome {
+        Outcome::of(&mut self.ctr_command(arguments))
+    }
+
+    fn ctr_command(&self, arguments: &[&str]) -> Command {
         let socket = self.path("sock").display().to_string();
         let mut command = Command::new("timeout");
         command.arg(LIMIT_S).arg(self.program("ctr")).args(["-a", &socket]).args(arguments);
-        Outcome::of(&mut command)
+        command
     }
 
     /// `ctr run --rm` with the runtime of this project.
     pub fn run(&self, options: &[&str], id: &str, command: &[&str]) -> Outcome {
+        Outcome::of(&mut self.run_command(options, id, command))
+    }
+
+    /// The same, to be started.
+    pub fn run_command(&self, options: &[&str], id: &str, command: &[&str]) -> Command {
         let runtime = ["run", "--rm", "--runtime", "io.containerd.nacre.v2"];
-        self.ctr(&[&runtime, options, &[IMAGE, id], command].concat())
+        self.ctr_command(&[&runtime, options, &[IMAGE, id], command].concat())
     }
 
     /// A path in its directory.

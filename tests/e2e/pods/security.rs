@@ -256,3 +256,20 @@ fn f02_trees_of_the_hosts_kernel_are_not_shared() {
         pod.remove(&id);
     }
 }
+
+#[test]
+fn sysctls_of_a_pod_hold_in_its_vm_and_the_host_keeps_its_own() {
+    let stay = NODE.enter();
+    let port = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+    let host = std::fs::read_to_string(port).unwrap();
+    let mut config = stay.config("sysctls");
+    let sysctls = &mut config.linux.mut_or_insert_default().sysctls;
+    sysctls.insert("net.ipv4.ip_unprivileged_port_start".into(), "77".into());
+    sysctls.insert("kernel.shm_rmid_forced".into(), "1".into());
+    let pod = stay.run_config(config);
+    let app = pod.start("app", Wish::idle());
+    let seen = pod.sh(&app, &format!("cat {port} /proc/sys/kernel/shm_rmid_forced")).ok();
+    assert_eq!(seen.stdout, "77\n1\n");
+    assert_eq!(std::fs::read_to_string(port).unwrap(), host);
+    pod.end();
+}

@@ -3,18 +3,25 @@
 //! Between a socket and a FIFO the kernel moves pages (splice(2)); no byte is copied through this process. Both ends
 //! do not block, and when a splice would, poll(2) tells which end it was.
 
+use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Most bytes of one splice.
 const CHUNK: usize = 1 << 20;
+
+/// First and longest pause between two looks at a pipe that is read.
+const PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
 /// Bytes of one read where the kernel cannot splice.
 const BUFFER: usize = 64 * 1024;
@@ -80,6 +87,27 @@ fn is_ready(fd: &OwnedFd, flags: PollFlags) -> io::Result<bool> {
         Ok(_) | Err(Errno::INTR) => Ok(!fds[0].revents().is_empty()),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Waits until a pipe that nobody writes to any more is empty, or has no reader. A kernel tells writers of room, not of
+/// emptiness, so this looks, at first often.
+pub(super) async fn wait_until_taken(pipe: AsyncFd<OwnedFd>, progress: &Progress) -> io::Result<()> {
+    let pipe = write_end(pipe.into_inner())?;
+    let (mut left, mut pause) = (ioctl_fionread(&pipe)?, PAUSE);
+    while left > 0 && !is_ready(&pipe, PollFlags::empty())? {
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+        let now = ioctl_fionread(&pipe)?;
+        progress.add(usize::try_from(left.saturating_sub(now)).unwrap_or(usize::MAX));
+        left = now;
+    }
+    Ok(())
+}
+
+/// A pipe's writing end alone: who holds the other one too is a reader to the kernel.
+fn write_end(pipe: OwnedFd) -> io::Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
+    Ok(File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path)?.into())
 }
 
 /// Reads everything until the end of file and gives it to `sink`.

@@ -14,8 +14,9 @@
 //! A caller that leaves for good ([`Streams::redirect`]) has its outputs go elsewhere: a FIFO that nobody reads would
 //! fill and stop the process.
 //!
-//! An exit is reported when both outputs have reached their end of file and the last byte is in the caller's hands;
-//! or, where nothing moves for [`STALL`], because a reader has stopped or a grandchild holds the stream open.
+//! An exit is reported when both outputs have reached their end of file and the last byte is in the caller's hands, out of its
+//! FIFO (containerd's client closes that when it hears of the exit, whatever is in it); or, where nothing moves for [`STALL`],
+//! because a reader has stopped or a grandchild holds the stream open.
 
 mod copy;
 mod guest_stream;
@@ -336,7 +337,10 @@ async fn copy_output(
     let guest = dialer.open(output.token, Interest::READABLE).await?;
     let Sink::Pipe(pipe) = output.sink else { return copy_to(&guest, Some(output.sink), progress).await };
     let sink = tokio::select! {
-        result = copy::splice_all(&guest, &pipe, progress) => return result,
+        result = copy::splice_all(&guest, &pipe, progress) => {
+            result?;
+            return copy::wait_until_taken(pipe, progress).await;
+        }
         // A splice that is given up has moved all or nothing, so no byte is lost between the two.
         Ok(sink) = redirected => sink,
     };

@@ -75,6 +75,46 @@ async fn output_reaches_its_fifo_to_the_last_byte_before_the_drain_ends() {
     assert!(output.join().unwrap() == expected);
 }
 
+/// Streams whose guest has written so many bytes into a FIFO and ended, and the FIFO's reader.
+async fn written(dir: &Path, count: u64) -> (Streams, File) {
+    let (mut guest, dialer) = Guest::new(dir);
+    let stdout = fifo(dir, "out");
+    let caller = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(&stdout).unwrap();
+    let opened = open(&StdioRequest { stdout, ..StdioRequest::default() }, SOURCE).await.unwrap();
+    let names = opened.for_agent(None);
+    let streams = opened.connect(&dialer);
+    let write = move || guest.stream(&names.stdout).write_all(&vec![7; count as usize]).unwrap();
+    tokio::task::spawn_blocking(write).await.unwrap();
+    while rustix::io::ioctl_fionread(&caller).unwrap() < count {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    (streams, caller)
+}
+
+#[tokio::test]
+async fn drain_waits_for_a_caller_that_is_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut streams, mut caller) = written(dir.path(), 60_000).await;
+    let drain = tokio::spawn(streams.take_drain().wait());
+    for left in [40_000, 20_000, 0] {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        assert!(!drain.is_finished(), "{left}");
+        caller.read_exact(&mut [0; 20_000]).unwrap();
+        assert_eq!(rustix::io::ioctl_fionread(&caller).unwrap(), left);
+    }
+    assert!(drain.await.unwrap().outputs.is_empty());
+    assert_eq!(caller.read(&mut [0]).unwrap(), 0, "the end of the FIFO");
+}
+
+#[tokio::test]
+async fn drain_does_not_wait_for_a_caller_that_has_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut streams, caller) = written(dir.path(), 60_000).await;
+    drop(caller);
+    let rest = tokio::time::timeout(STALL / 2, streams.take_drain().wait()).await.unwrap();
+    assert!(rest.outputs.is_empty());
+}
+
 #[tokio::test]
 async fn redirect_to_a_logging_program_or_a_bad_path_is_refused_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
