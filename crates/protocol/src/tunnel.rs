@@ -171,12 +171,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn hello_round_trips(port: u16, low: [u8; 3]) {
+        fn hello_round_trips(port: u16, low: [u8; 3], number: u32) {
             let v4 = Ipv4Addr::new(127, low[0], low[1], low[2]);
             for tunnel in [
                 Tunnel::Connect(SocketAddr::new(v4.into(), port)),
                 Tunnel::Connect(SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port)),
                 Tunnel::Names(v4),
+                Tunnel::Client(number),
             ] {
                 prop_assert_eq!(Tunnel::from_hello(&tunnel.hello()), Ok(tunnel));
             }
@@ -199,8 +200,8 @@ mod tests {
             assert_eq!(Tunnel::from_hello(&hello), Err(HelloError::NoLoopback(address.ip())));
         }
         let mut hello = Tunnel::Names(Ipv4Addr::LOCALHOST).hello();
-        hello[4] = 3;
-        assert_eq!(Tunnel::from_hello(&hello), Err(HelloError::BadKind(3)));
+        hello[4] = 4;
+        assert_eq!(Tunnel::from_hello(&hello), Err(HelloError::BadKind(4)));
         hello[0] = 0;
         assert_eq!(Tunnel::from_hello(&hello), Err(HelloError::BadMagic));
     }
