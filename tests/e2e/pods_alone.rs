@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use nacre_tests::cri::{Pod, RUNNING, Wish, wait_for};
+use nacre_tests::host::LoopDevice;
 use nacre_tests::{Containerd, Outcome, TestSandbox, pids};
 
 /// VMMs that came after the start of a test.
@@ -131,22 +132,6 @@ fn sandbox_api_needs_no_pause_container() {
     pod.wait_until_not_ready();
     pod.end();
     assert!(vmms.new().is_empty());
-}
-
-/// A loop device of the host's, gone with the test.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn on(file: &Path) -> Self {
-        let out = Outcome::of(Command::new("losetup").args(["-f", "--show"]).arg(file)).ok();
-        Self(out.text().to_owned())
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.0]).status();
-    }
 }
 
 #[test]

@@ -8,12 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nacre_tests::cri::{Pod, Wish};
+use nacre_tests::host::{LoopDevice, Tmpfs};
 use nacre_tests::{Containerd, Outcome, TestSandbox};
-
-/// Sleeps until it is ended.
-fn idle() -> Wish {
-    Wish::sh("exec sleep 100000")
-}
 
 fn inside(pod: &Pod<'_>, container: &str, script: &str) -> Outcome {
     pod.exec(container, &["sh", "-c", script])
@@ -102,29 +98,11 @@ fn volume_that_is_too_large_to_follow_is_shared_and_seen_all_the_same() {
     let pod = Pod::run(&cri, "large", &containerd.path("logs"));
     let secret = kubelet_volume(&containerd, "secret", "large");
     publish(&secret, "1", &[("key", &"x".repeat(4 << 20))]);
-    let app = pod.start("app", idle().mount_read_only(&secret, "/secret"));
+    let app = pod.start("app", Wish::idle().mount_read_only(&secret, "/secret"));
     assert_eq!(inside(&pod, &app, "wc -c < /secret/key").ok().text(), (4 << 20).to_string());
     publish(&secret, "2", &[("key", "small")]);
     wait_inside(&pod, &app, "[ $(cat /secret/key) = small ]");
     pod.end();
-}
-
-/// A tmpfs of the host's with a limit, gone with the test.
-struct Tmpfs(PathBuf);
-
-impl Tmpfs {
-    fn on(path: PathBuf, size: &str) -> Self {
-        fs::create_dir(&path).unwrap();
-        let options = format!("size={size},mode=0777");
-        Outcome::of(Command::new("mount").args(["-t", "tmpfs", "-o", &options, "none"]).arg(&path)).ok();
-        Self(path)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
 }
 
 #[test]
@@ -135,7 +113,7 @@ fn limit_of_a_volume_on_the_host_is_the_containers_too() {
     // What an emptyDir with medium Memory is; a disk that is full, or a quota, ends writes in the same way.
     let memory = Tmpfs::on(containerd.path("memory"), "16m");
     let pod = Pod::run(&cri, "limit", &containerd.path("logs"));
-    let app = pod.start("app", idle().mount(&memory.0, "/cache"));
+    let app = pod.start("app", Wish::idle().mount(&memory.0, "/cache"));
     let full = inside(&pod, &app, "dd if=/dev/zero of=/cache/fill bs=1M count=32 conv=fsync");
     assert!(full.status != 0 && full.stderr.contains("No space left on device"), "{full:?}");
     assert!(fs::metadata(memory.0.join("fill")).unwrap().size() <= 16 << 20);
@@ -157,7 +135,7 @@ fn volume_of_a_group_is_written_by_who_has_the_group_and_by_nobody_else() {
     fs::set_permissions(&volume, fs::Permissions::from_mode(0o2770)).unwrap();
     let pod = Pod::run(&cri, "groups", &containerd.path("logs"));
     let user = |groups: Vec<i64>| {
-        idle().mount(&volume, "/data").security(|security| {
+        Wish::idle().mount(&volume, "/data").security(|security| {
             security.run_as_user.mut_or_insert_default().value = 1000;
             security.run_as_group.mut_or_insert_default().value = 3000;
             security.supplemental_groups = groups;
@@ -194,7 +172,7 @@ fn socket_of_the_host_as_a_volume_takes_connections_from_the_container() {
         }
     });
     let pod = Pod::run(&cri, "sockets", &containerd.path("logs"));
-    let app = pod.start("app", idle().mount(&path, "/run/service.sock"));
+    let app = pod.start("app", Wish::idle().mount(&path, "/run/service.sock"));
     assert_eq!(inside(&pod, &app, "stat -c %A:%u:%g /run/service.sock").ok().text(), "srw-rw----:0:2000");
     let ask = |length: usize| {
         format!(
@@ -208,29 +186,13 @@ fn socket_of_the_host_as_a_volume_takes_connections_from_the_container() {
     // Who is not of the group may not, as on the host.
     let stranger = pod.start(
         "stranger",
-        idle().mount(&path, "/run/service.sock").security(|security| {
+        Wish::idle().mount(&path, "/run/service.sock").security(|security| {
             security.run_as_user.mut_or_insert_default().value = 1000;
         }),
     );
     let refused = pod.exec(&stranger, &["python3", "-c", &ask(1)]);
     assert!(refused.status != 0 && refused.stderr.contains("Permission denied"), "{refused:?}");
     pod.end();
-}
-
-/// A loop device of the host's, gone with the test.
-struct LoopDevice(String);
-
-impl LoopDevice {
-    fn on(file: &Path) -> Self {
-        let out = Outcome::of(Command::new("losetup").args(["-f", "--show"]).arg(file)).ok();
-        Self(out.text().to_owned())
-    }
-}
-
-impl Drop for LoopDevice {
-    fn drop(&mut self) {
-        let _ = Command::new("losetup").args(["-d", &self.0]).status();
-    }
 }
 
 #[test]
@@ -242,7 +204,7 @@ fn device_nodes_of_the_host_are_disks_or_the_guests_own_or_refused() {
     fs::write(&file, [b"from the host".as_slice(), &vec![0; 1 << 20]].concat()).unwrap();
     let device = LoopDevice::on(&file);
     let pod = Pod::run(&cri, "nodes", &containerd.path("logs"));
-    let wish = idle()
+    let wish = Wish::idle()
         .mount(Path::new(&device.0), "/dev/disk")
         .mount(Path::new("/dev/zero"), "/dev/zeroes")
         .mount(Path::new("/dev/null"), "/dev/null");
@@ -252,7 +214,7 @@ fn device_nodes_of_the_host_are_disks_or_the_guests_own_or_refused() {
     assert!(fs::read(&file).unwrap()[512..].starts_with(b"from the guest"));
     assert_eq!(inside(&pod, &app, "head -c 3 /dev/zeroes | wc -c; echo x > /dev/null").ok().text(), "3");
 
-    let (_, refused) = pod.start_refused("refused", idle().mount(Path::new("/dev/kmsg"), "/dev/kmsg"));
+    let (_, refused) = pod.start_refused("refused", Wish::idle().mount(Path::new("/dev/kmsg"), "/dev/kmsg"));
     assert!(refused.message.contains("is a character device of the host"), "{refused:?}");
     pod.end();
 }
@@ -268,7 +230,7 @@ fn mount_that_should_appear_on_the_host_is_refused_with_the_reason() {
     let mut config = nacre_tests::cri::pod_config("propagation", &containerd.path("logs"));
     config.linux.mut_or_insert_default().security_context.mut_or_insert_default().privileged = true;
     let pod = Pod::run_config(&cri, "nacre", config);
-    let wish = idle().mount(&shared.0, "/shared").with(|config| {
+    let wish = Wish::idle().mount(&shared.0, "/shared").with(|config| {
         // Bidirectional.
         config.mounts.last_mut().unwrap().propagation = 2;
     });
@@ -287,7 +249,7 @@ fn what_the_host_mounts_below_a_volume_is_seen_where_it_follows_and_written_wher
     Outcome::of(Command::new("mount").arg("--make-rshared").arg(&tree.0)).ok();
     let before = Tmpfs::on(tree.0.join("before"), "1m");
     let pod = Pod::run(&cri, "below", &containerd.path("logs"));
-    let wish = idle().mount(&tree.0, "/alone").mount_read_only(&tree.0, "/read-only");
+    let wish = Wish::idle().mount(&tree.0, "/alone").mount_read_only(&tree.0, "/read-only");
     let wish = wish.mount(&tree.0, "/follows").with(|config| {
         // HostToContainer.
         config.mounts.last_mut().unwrap().propagation = 1;

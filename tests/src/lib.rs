@@ -17,6 +17,7 @@
 pub mod containerd;
 pub mod cri;
 pub mod docker;
+pub mod host;
 pub mod images;
 pub mod node;
 pub mod registry;
