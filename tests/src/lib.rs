@@ -8,6 +8,7 @@
 //! | [`containerd`] | [`Containerd`]: one of a test's own, with its CRI, a network and the image |
 //! | [`docker`] | [`Docker`]: a daemon of a test's own on such a containerd |
 //! | [`cri`] | [`Cri`]: calls a container runtime as a kubelet does |
+//! | [`host`] | loop devices and file systems that go with a test |
 //! | [`images`] | the images that a containerd is given |
 //! | [`node`] | [`Shared`]: a containerd and a pod that the tests of a module share |
 //! | [`registry`] | [`TestRegistry`]: a registry that answers each request with the same failure |

@@ -9,10 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nacre_protocol::rpc::agent::{
-    self, AddSocketRequest, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest,
-    CreateExecRequest, DiskRootfs, Empty, HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs,
-    SetVolumeRequest, SharedRootfs, SignalRequest, SlotRequest, SocketRequest, UpdateRequest, VolumeEntry,
-    VolumeRequest, rootfs::Source,
+    self, ConfigureNetworkRequest, ContainerRequest, CreateContainerRequest, CreateExecRequest, DiskRootfs,
+    Empty, HelloRequest, LayeredRootfs, ProcessRequest, ResizeRequest, Rootfs, SharedRootfs, SignalRequest,
+    SlotRequest, UpdateRequest, rootfs::Source,
 };
 use nacre_protocol::rpc::agent_ttrpc::AgentClient;
 use ttrpc::context::Context;
@@ -21,6 +20,8 @@ pub use nacre_protocol::rpc::agent::{Layer, StatsReply, Stdio};
 
 use crate::plan::{BlockDevice, BundleFile};
 use crate::text::{MAX_MESSAGE_CHARS, harmless};
+
+mod given;
 
 /// Bytes of entropy that a guest gets.
 const ENTROPY_BYTES: usize = 64;
@@ -233,50 +234,6 @@ impl Agent {
     pub async fn unbind_slot(&self, slot: u32) -> Result<(), AgentError> {
         let request = SlotRequest { slot, ..Default::default() };
         within(self.timeout, "UnbindSlot", self.client.unbind_slot(Context::default(), &request)).await?;
-        Ok(())
-    }
-
-    /// Makes a volume hold these entries; `create` where there is none of this name.
-    ///
-    /// # Errors
-    /// See [`AgentError`].
-    pub async fn set_volume(
-        &self,
-        name: &str,
-        create: bool,
-        entries: Vec<VolumeEntry>,
-    ) -> Result<(), AgentError> {
-        let request = SetVolumeRequest { name: name.to_owned(), create, entries, ..Default::default() };
-        within(self.timeout, "SetVolume", self.client.set_volume(Context::default(), &request)).await?;
-        Ok(())
-    }
-
-    /// Makes a socket that stands in for one of the host's.
-    ///
-    /// # Errors
-    /// See [`AgentError`].
-    pub async fn add_socket(&self, request: &AddSocketRequest) -> Result<(), AgentError> {
-        within(self.timeout, "AddSocket", self.client.add_socket(Context::default(), request)).await?;
-        Ok(())
-    }
-
-    /// Closes a socket.
-    ///
-    /// # Errors
-    /// See [`AgentError`].
-    pub async fn remove_socket(&self, name: &str) -> Result<(), AgentError> {
-        let request = SocketRequest { name: name.to_owned(), ..Default::default() };
-        within(self.timeout, "RemoveSocket", self.client.remove_socket(Context::default(), &request)).await?;
-        Ok(())
-    }
-
-    /// Forgets a volume.
-    ///
-    /// # Errors
-    /// See [`AgentError`].
-    pub async fn remove_volume(&self, name: &str) -> Result<(), AgentError> {
-        let request = VolumeRequest { name: name.to_owned(), ..Default::default() };
-        within(self.timeout, "RemoveVolume", self.client.remove_volume(Context::default(), &request)).await?;
         Ok(())
     }
 
