@@ -1,15 +1,20 @@
 #!/bin/bash
 # usage: tools/conformance/critest.sh OUT HANDLER LIMIT_S FILES [CRITEST_OPTION...]: runs the cases of these files of critest
-# against a containerd with the runtime handlers "nacre" and "runc", in a machine of its own. OUT has bin/critest and the
-# images of images.sh; the results are OUT/results/HANDLER-FILE-TIME.json (Ginkgo's report) and .log, and
-# HANDLER.containerd.log.
+# against a containerd with the runtime handlers "nacre" and "runc", in a machine of its own. OUT has bin/critest, containerd
+# with its programs in bin/containerd, and the images of images.sh; the results are OUT/results/HANDLER-FILE-TIME.json
+# (Ginkgo's report) and .log, HANDLER.versions and HANDLER.containerd.log.
 # The images' names are those of public registries: containerd asks the registry on loopback in their stead.
 set -euo pipefail
 out=$1 handler=$2 limit=$3 files=$4
 shift 4
+# The machine has another containerd, and a shim for runc.
+PATH=$out/bin/containerd:$PATH
 mkdir -p "$out/results"
 result=$out/results/$handler
-# A run of chosen cases leaves the results of the others.
+# A run of chosen cases leaves the results of the others, where these are of the same versions.
+versions=$(uname -r; containerd --version; runc --version | head -1)
+[ -e "$result.versions" ] && [ "$(<"$result.versions")" = "$versions" ] || rm -f "$result"-*.{json,log}
+echo "$versions" > "$result.versions"
 [ $# -gt 0 ] || for file in $files; do rm -f "$result-$file"-*.{json,log}; done
 work=/var/lib/conformance
 mkdir -p "$work/cni" "$work/certs"
@@ -31,12 +36,12 @@ cat > "$work/cni/10-conformance.conflist" << 'C'
   {"type": "portmap", "capabilities": {"portMappings": true}, "snat": true}]}
 C
 cat > "$work/config.toml" << C
-version = 3
+version = 4
 root = "$work/root"
 state = "/run/conformance"
-[grpc]
+[plugins.'io.containerd.server.v1.grpc']
 address = "/run/conformance.sock"
-[ttrpc]
+[plugins.'io.containerd.server.v1.ttrpc']
 address = "/run/conformance.sock.ttrpc"
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
 sandbox = "registry.k8s.io/pause:3.10"
@@ -56,7 +61,6 @@ C
 NACRE_TIMEOUT_MS=150000 containerd -c "$work/config.toml" > "$result.containerd.log" 2>&1 &
 for _ in $(seq 600); do ctr -a /run/conformance.sock version > /dev/null 2>&1 && break; sleep 0.2; done
 
-{ uname -r; containerd --version; runc --version | head -1; } > "$out/results/versions"
 # One call for each file of the suite, so that what has run is known wherever a machine ends. At the limit, Ginkgo ends the
 # case it is at and still writes its report.
 end=$((SECONDS + limit))

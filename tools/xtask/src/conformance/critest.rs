@@ -1,7 +1,9 @@
 //! critest: the validation suite of Kubernetes' cri-tools, which asks a CRI what a kubelet asks it.
 //!
-//! The same containerd runs it with nacre's and with runc's runtime handler, each in a machine of its own. Its images are
-//! made of Debian packages (`tools/conformance/images.sh`), under the names that the suite pulls.
+//! The same containerd runs it with nacre's and with runc's runtime handler, each in a machine of its own. It is the one
+//! that `tools/conformance/containerd` pins: the lab's, 2.1, asks no runtime but runc for its features, and the suite
+//! skips cases of features that a runtime is not known to have. Its images are made of Debian packages
+//! (`tools/conformance/images.sh`), under the names that the suite pulls.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,6 +53,7 @@ pub(super) fn run(project: &Project, place: Place, options: &Options) -> Result<
     let files = chosen(&options.file)?;
     let dir = programs::directory(project);
     step("critest: build", || programs::critest(project))?;
+    step("containerd: build", || programs::containerd(project))?;
     images(project, place)?;
     step("critest", || on_machines(project, place, &dir, &files, options))?;
     report(project, options.update)
@@ -123,8 +126,7 @@ pub(super) fn report(project: &Project, update: bool) -> Result<bool> {
         let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         report.add(side, &text).with_context(|| format!("cannot read {}", path.display()))?;
     }
-    let versions = fs::read_to_string(results.join("versions")).context("the suite told no versions")?;
-    let versions = versions.lines().collect::<Vec<_>>().join("; ");
+    let versions = versions(&results)?;
     let suite = programs::version(project, "critest", "sigs.k8s.io/cri-tools")?;
     let text = format!("cri-tools {suite}; {versions}.\n\n{}", report.markdown());
     let path = dir.join("report.md");
@@ -149,6 +151,20 @@ fn list(dir: &Path) -> Result<Vec<u8>> {
     critest.arg(format!("--ginkgo.json-report={}", path.display()));
     output(&mut critest)?;
     fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+/// What the results were made with.
+fn versions(results: &Path) -> Result<String> {
+    let of = |handler: &str| {
+        let path = results.join(format!("{handler}.versions"));
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    let (ours, theirs) = (of(HANDLERS[0])?, of(HANDLERS[1])?);
+    if ours != theirs {
+        bail!("the results of {} are of other versions than those of {}", HANDLERS[0], HANDLERS[1]);
+    }
+    let words: Vec<&str> = ours.lines().map(str::trim).collect();
+    Ok(words.join("; "))
 }
 
 /// Reports with the side that each is of, the oldest first.
@@ -195,13 +211,25 @@ mod tests {
     #[test]
     fn results_are_read_in_their_order() {
         let dir = tempfile::tempdir().unwrap();
-        for name in ["runc-pod-20.json", "nacre-pod-9.json", "nacre-pod-9.log", "nacre-pod.json", "versions"]
+        for name in
+            ["runc-pod-20.json", "nacre-pod-9.json", "nacre-pod-9.log", "nacre-pod.json", "nacre.versions"]
         {
             fs::write(dir.path().join(name), "").unwrap();
         }
         let found = result_files(dir.path()).unwrap();
         let at = |name: &str| dir.path().join(name);
         assert_eq!(found, [(0, at("nacre-pod-9.json")), (1, at("runc-pod-20.json"))]);
+    }
+
+    #[test]
+    fn results_of_different_versions_are_no_table() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(versions(dir.path()).is_err());
+        fs::write(dir.path().join("nacre.versions"), "6.12\ncontainerd 2.3 \n").unwrap();
+        fs::write(dir.path().join("runc.versions"), "6.12\ncontainerd 2.3 \n").unwrap();
+        assert_eq!(versions(dir.path()).unwrap(), "6.12; containerd 2.3");
+        fs::write(dir.path().join("runc.versions"), "6.12\ncontainerd 2.1 \n").unwrap();
+        assert!(versions(dir.path()).is_err());
     }
 
     #[test]

@@ -43,11 +43,11 @@ pub(super) fn stress(project: &Project) -> Result<()> {
     build(&module, &bin(project)?, &["build", "-ldflags", "-s -w", "-o"], "containerd-stress", package)
 }
 
-/// containerd and `ctr`, in a directory of their own.
+/// containerd, `ctr` and the shim of runc, in a directory of their own.
 pub(super) fn containerd(project: &Project) -> Result<PathBuf> {
     let (module, bin) = (module(project, "containerd")?, bin(project)?.join("containerd"));
     fs::create_dir_all(&bin).with_context(|| format!("cannot create {}", bin.display()))?;
-    for name in ["containerd", "ctr"] {
+    for name in ["containerd", "ctr", "containerd-shim-runc-v2"] {
         let package = format!("github.com/containerd/containerd/v2/cmd/{name}");
         // Snapshotters that need libraries of C, and that no test uses.
         let words = ["build", "-tags", "no_btrfs no_zfs", "-ldflags", "-s -w", "-o"];
