@@ -46,17 +46,17 @@ program() {
     )
 }
 
-# base ROOT: what every image but pause has: busybox under all its names, and users. The names are hard links: a case masks
-# one of them, and wants the others to work.
+# base ROOT: what every image but pause has: busybox under all its names, and users. A case masks /bin/ls, and wants the
+# shell to fail at it and all else to work: so the names are hard links, and the busybox is the package of that name. The
+# shell of busybox-static runs its own `ls` whatever is at /bin/ls.
 base() {
     mkdir -p "$1"/{dev,etc,home,proc,root,sys,run,var/log,usr/{bin,sbin,lib,lib64}}
     mkdir -m 1777 "$1/tmp"
     for dir in bin sbin lib lib64; do ln -s "usr/$dir" "$1/$dir"; done
     ln -s ../run "$1/var/run"
-    cp "$tree/bin/busybox" "$1/bin/busybox"
-    "$1/bin/busybox" --list | grep -v '^busybox$' | while read -r name; do ln "$1/bin/busybox" "$1/bin/$name"; done
-    # Debian's busybox has neither.
-    program "$1" usr/bin/pgrep usr/bin/ipcs
+    # Debian's busybox has neither of the others.
+    program "$1" bin/busybox usr/bin/pgrep usr/bin/ipcs
+    chroot "$1" /bin/busybox --list | while read -r name; do ln "$1/bin/busybox" "$1/bin/$name"; done
     printf '%s\n' root:x:0:0:root:/root:/bin/sh games:x:5:60:games:/usr/games:/bin/false \
         www-data:x:33:33:www-data:/var/www:/bin/false nobody:x:65534:65534:nobody:/home:/bin/false > "$1/etc/passwd"
     printf '%s\n' root:x:0: games:x:60: www-data:x:33: nogroup:x:65534: > "$1/etc/group"

@@ -12,7 +12,7 @@ for dir in bin sbin lib lib64; do ln -s "usr/$dir" "$out/tree/$dir"; done
 # A machine with nothing installed needs the libraries too.
 : > "$out/debs/status"
 apt-get -o Dir::State::status="$out/debs/status" -o Dir::Cache::archives="$out/debs" -o Debug::NoLocking=1 \
-    -y -qq --no-install-recommends --download-only install apache2-bin busybox-static nginx procps util-linux > "$out/debs/log" 2>&1 ||
+    -y -qq --no-install-recommends --download-only install apache2-bin busybox nginx procps util-linux > "$out/debs/log" 2>&1 ||
     { cat "$out/debs/log" >&2; exit 1; }
 for deb in "$out"/debs/*.deb; do
     dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$out/tree"
