@@ -1,7 +1,7 @@
 //! All that the RPC methods share.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -10,6 +10,7 @@ use tokio::time::timeout;
 
 use crate::container::Guest;
 use crate::machine::boottime_us;
+use crate::machine::network::Birthplace;
 use crate::process::{Events, Table};
 use crate::stream::Unclaimed;
 
@@ -24,6 +25,7 @@ pub struct Agent {
     pub(crate) leaving: Notify,
     init_started_us: u64,
     ready_us: AtomicU64,
+    birthplace: Mutex<Option<Birthplace>>,
 }
 
 impl Agent {
@@ -37,12 +39,18 @@ impl Agent {
             leaving: Notify::new(),
             init_started_us,
             ready_us: AtomicU64::new(0),
+            birthplace: Mutex::default(),
         }
     }
 
     /// Notes that the control connection is up.
     pub fn ready(&self) {
         self.ready_us.store(boottime_us(), Ordering::Relaxed);
+    }
+
+    /// Where links are found first, where that is not the containers' network namespace.
+    pub(crate) fn birthplace(&self) -> MutexGuard<'_, Option<Birthplace>> {
+        self.birthplace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// When PID 1 started and when it was ready, on CLOCK_BOOTTIME in microseconds.

@@ -3,7 +3,7 @@
 
 use std::process::Command;
 
-use nacre_agent::machine::network::{NetworkConfig, NetworkError, configure, loopback_up};
+use nacre_agent::machine::network::{Birthplace, Links, NetworkConfig, NetworkError, configure, loopback_up};
 use nacre_protocol::rpc::agent::{ConfigureNetworkRequest, Link, Neighbour, Route};
 use nix::sched::{CloneFlags, unshare};
 
@@ -11,6 +11,10 @@ use nix::sched::{CloneFlags, unshare};
 fn two_links() {
     unshare(CloneFlags::CLONE_NEWNET).unwrap();
     ip("link add name veth0 address 02:00:00:00:00:01 type veth peer name veth1 address 02:00:00:00:00:02");
+}
+
+fn configured(config: &NetworkConfig) -> Result<(), NetworkError> {
+    configure(Links::open().unwrap(), None, config)
 }
 
 fn ip(arguments: &str) -> String {
@@ -73,7 +77,7 @@ fn loopback_comes_up_with_its_addresses() {
 #[test]
 fn links_are_found_by_mac_renamed_and_addressed() {
     two_links();
-    configure(&NetworkConfig::parse(&pod()).unwrap()).unwrap();
+    configured(&NetworkConfig::parse(&pod()).unwrap()).unwrap();
     let shown = ip("address show dev eth0");
     for part in
         ["mtu 1400", "UP", "02:00:00:00:00:01", "inet 10.88.0.5/16 brd 10.88.255.255", "inet6 fd00::5/64"]
@@ -86,9 +90,31 @@ fn links_are_found_by_mac_renamed_and_addressed() {
 }
 
 #[test]
+fn links_come_home_from_where_the_kernel_made_them() {
+    two_links();
+    // Names that are taken at home are no obstacle.
+    ip("link set veth0 name eth0");
+    let birthplace = Links::open().unwrap();
+    unshare(CloneFlags::CLONE_NEWNET).unwrap();
+    let home = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+    let mut birthplace = birthplace.leading_to(home.into());
+    let mut request = pod();
+    let later = request.links.split_off(1);
+    let configured = |birthplace: &mut Birthplace, request: &ConfigureNetworkRequest| {
+        configure(Links::open().unwrap(), Some(birthplace), &NetworkConfig::parse(request).unwrap()).unwrap();
+        ip("-brief address show")
+    };
+    let shown = configured(&mut birthplace, &request);
+    assert!(shown.contains("eth0") && shown.contains("10.88.0.5/16") && !shown.contains("eth1"), "{shown}");
+    request.links.extend(later);
+    let shown = configured(&mut birthplace, &request);
+    assert!(shown.contains("10.88.0.5/16") && shown.contains("192.0.2.1/32"), "{shown}");
+}
+
+#[test]
 fn routes_and_neighbours_are_set_in_order() {
     two_links();
-    configure(&NetworkConfig::parse(&pod()).unwrap()).unwrap();
+    configured(&NetworkConfig::parse(&pod()).unwrap()).unwrap();
     let routes = ip("route show");
     assert!(routes.contains("default via 169.254.1.1 dev eth0"), "{routes}");
     assert!(routes.contains("169.254.1.1 dev eth0") && routes.contains("scope link"), "{routes}");
@@ -100,11 +126,11 @@ fn routes_and_neighbours_are_set_in_order() {
 fn configuring_again_changes_nothing() {
     two_links();
     let config = NetworkConfig::parse(&pod()).unwrap();
-    configure(&config).unwrap();
+    configured(&config).unwrap();
     // Whether the kernel has noticed the carrier yet is not of interest.
     let routes = || ip("route show").replace(" linkdown", "");
     let before = routes();
-    configure(&config).unwrap();
+    configured(&config).unwrap();
     assert_eq!(routes(), before);
 }
 
@@ -113,7 +139,7 @@ fn link_that_is_not_there_is_named() {
     two_links();
     let mut request = pod();
     request.links[0].mac = "02:00:00:00:00:99".to_owned();
-    let error = configure(&NetworkConfig::parse(&request).unwrap()).unwrap_err();
+    let error = configured(&NetworkConfig::parse(&request).unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "no network link has the address 02:00:00:00:00:99");
 }
 
@@ -122,7 +148,7 @@ fn route_that_the_kernel_refuses_is_named() {
     two_links();
     let mut request = pod();
     request.routes = vec![route("0.0.0.0/0", "203.0.113.1", "eth0", 0)];
-    let error = configure(&NetworkConfig::parse(&request).unwrap()).unwrap_err();
+    let error = configured(&NetworkConfig::parse(&request).unwrap()).unwrap_err();
     assert!(matches!(error, NetworkError::Set { .. }));
     assert_eq!(error.to_string(), "cannot set route to 0.0.0.0/0 through 203.0.113.1 on eth0");
 }

@@ -25,3 +25,6 @@ pub const SHARES_TAG: &str = "nacre";
 /// Source of a bind mount that is the sandbox's own shared memory: one tmpfs of the guest for all containers that name it,
 /// made when the first does.
 pub const SHARED_MEMORY_DIR: &str = "/run/nacre/shm";
+
+/// Path by which a container's configuration names the user namespace of its sandbox. There is no such file.
+pub const USER_NAMESPACE: &str = "/run/nacre/user-namespace";

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nacre_protocol::id::ContainerId;
+use nacre_protocol::ports::USER_NAMESPACE;
 use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, chmod, chown, makedev, mkdir, mknodat, open, openat2,
 };
@@ -128,7 +129,7 @@ fn open_sources(
         }
     }
     for join in &mut plan.namespaces.join {
-        join.fd = Some(fds.push(open_namespace(join)?));
+        join.fd = Some(fds.push(open_namespace(guest, join)?));
     }
     if !plan.namespaces.has_user() {
         return Ok(None);
@@ -174,9 +175,12 @@ pub(super) fn clone_tree(file: &OwnedFd, recursive: bool) -> rustix::io::Result<
     Ok(mount)
 }
 
-fn open_namespace(join: &JoinPlan) -> Result<OwnedFd, CreateError> {
-    let file = open(&*join.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
-        .map_err(source_error("namespace", &join.path))?;
+fn open_namespace(guest: &Guest, join: &JoinPlan) -> Result<OwnedFd, CreateError> {
+    let file = match guest.launcher.namespaces() {
+        Some(namespaces) if join.path == USER_NAMESPACE => duplicate(namespaces.user())?,
+        _ => open(&*join.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
+            .map_err(source_error("namespace", &join.path))?,
+    };
     match super::sys::task::namespace_kind(&file) {
         Ok(kind) if kind == join.kind => Ok(file),
         _ => Err(CreateError::WrongNamespace { path: join.path.clone() }),

@@ -2,19 +2,20 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Command as Program, Stdio};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::thread::move_into_link_name_space;
 
 use super::channel::{self, ChannelError};
 use super::orders::{Command, MAX_FDS, Orders, Report};
-use super::plan::FdRef;
+use super::plan::{FdRef, IdMaps};
 use super::seccomp::Filter;
 use super::start::Starter;
 use super::{CreateError, CreatedProcess, Guest};
@@ -45,6 +46,36 @@ impl FdList {
 #[derive(Debug, Default)]
 pub struct Launcher {
     running: Mutex<Option<Running>>,
+    /// Those that it is in, where they are not the agent's.
+    namespaces: OnceLock<Namespaces>,
+}
+
+/// The namespaces of a sandbox whose containers are in a user namespace. It owns the others.
+#[derive(Debug)]
+pub struct Namespaces {
+    user: OwnedFd,
+    /// Network, IPC, UTS.
+    owned: [OwnedFd; 3],
+}
+
+impl Namespaces {
+    /// Moves the calling thread into them, but for the user namespace.
+    ///
+    /// # Errors
+    /// Those of setns(2).
+    pub fn enter(&self) -> rustix::io::Result<()> {
+        self.owned.iter().try_for_each(|file| move_into_link_name_space(file.as_fd(), None))
+    }
+
+    /// The network namespace.
+    pub fn network(&self) -> BorrowedFd<'_> {
+        let [network, ..] = &self.owned;
+        network.as_fd()
+    }
+
+    pub(super) fn user(&self) -> BorrowedFd<'_> {
+        self.user.as_fd()
+    }
 }
 
 #[derive(Debug)]
@@ -60,6 +91,37 @@ impl Launcher {
     /// [`CreateError::Spawn`].
     pub fn warm_up(&self, guest: &Guest) -> Result<(), CreateError> {
         self.with(guest, |_| Ok(()))
+    }
+
+    /// Makes the namespaces that every child is born in from now on. Once for each guest.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub fn make_namespaces(&self, guest: &Guest, maps: IdMaps) -> Result<&Namespaces, CreateError> {
+        let mut made = None;
+        let IdMaps { uids: uid_map, gids: gid_map } = maps;
+        let order = Command::MakeNamespaces { uid_map, gid_map };
+        if self.namespaces.get().is_some() {
+            return Err(CreateError::Protocol("the sandbox has its namespaces".into()));
+        }
+        self.with(guest, |running| {
+            channel::send(&running.socket, &order, &[])?;
+            made = Some(report(&running.socket, "making namespaces"));
+            Ok(())
+        })?;
+        let files = match made {
+            Some(Ok((Report::Namespaces, files))) => <[OwnedFd; 4]>::try_from(files).ok(),
+            Some(Err(error)) => return Err(error),
+            _ => None,
+        };
+        let [user, network, ipc, uts] =
+            files.ok_or_else(|| CreateError::Protocol("no namespaces came".into()))?;
+        Ok(self.namespaces.get_or_init(|| Namespaces { user, owned: [network, ipc, uts] }))
+    }
+
+    /// Those that were made.
+    pub fn namespaces(&self) -> Option<&Namespaces> {
+        self.namespaces.get()
     }
 
     /// Has a first stage forked, with `socket` as its channel.
@@ -81,6 +143,11 @@ impl Launcher {
             }
         }
         let running = slot.insert(Running::spawn(guest)?);
+        if let Some(namespaces) = self.namespaces.get() {
+            let [network, ipc, uts] = &namespaces.owned;
+            channel::send(&running.socket, &Command::Enter, &[network.as_fd(), ipc.as_fd(), uts.as_fd()])
+                .map_err(|error| CreateError::Child("launcher", error))?;
+        }
         act(running).map_err(|error| CreateError::Child("launcher", error))
     }
 }

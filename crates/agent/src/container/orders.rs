@@ -19,7 +19,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::plan::{ContainerPlan, FdRef, ProcessPlan};
+use super::plan::{ContainerPlan, FdRef, IdMap, ProcessPlan};
 
 /// Longest message in either direction.
 pub(crate) const MAX_MESSAGE: usize = 16 * 1024;
@@ -70,10 +70,14 @@ pub(crate) enum StdioOrders {
 }
 
 /// Agent to child.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Command {
     /// To the launcher: fork a first stage, whose channel comes along.
     Converse,
+    /// To the launcher: make the namespaces of the sandbox and answer with [`Report::Namespaces`].
+    MakeNamespaces { uid_map: Vec<IdMap>, gid_map: Vec<IdMap> },
+    /// To the launcher: enter the namespaces whose files come along, and whatever it forks with it. No answer.
+    Enter,
     /// The orders are `json` bytes, then the filter, in the memfd that is the first descriptor.
     Orders { json: usize },
     /// Fork.
@@ -87,6 +91,8 @@ pub(crate) enum Command {
 /// Child to agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
+    /// The sandbox's namespaces come along: user, network, IPC, UTS.
+    Namespaces,
     /// The first stage is about to fork.
     Prepared,
     /// The child exists; its pidfd comes along.

@@ -5,7 +5,7 @@ use std::error::Error;
 use nacre_protocol::id::IdError;
 use ttrpc::Code;
 
-use crate::container::{CgroupError, CreateError, ExecError, VolumeError};
+use crate::container::{CgroupError, CreateError, ExecError, InvalidSpec, VolumeError};
 use crate::machine::network::{ConfigError, NetworkError};
 use crate::machine::{IdentityError, ShareError, SlotError};
 use crate::process::{DeleteError, MakeError, ProcessError};
@@ -40,6 +40,12 @@ pub(super) enum ServiceError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     #[error(transparent)]
+    IdMaps(#[from] InvalidSpec),
+    #[error(transparent)]
+    Create(#[from] CreateError),
+    #[error("cannot enter the sandbox's namespaces")]
+    Namespaces(#[source] std::io::Error),
+    #[error(transparent)]
     Volume(#[from] VolumeError),
     #[error(transparent)]
     Id(#[from] IdError),
@@ -64,7 +70,9 @@ impl ServiceError {
             Self::Share(ShareError::Tag(_)) | Self::Slot(SlotError::Number(_)) => Code::INVALID_ARGUMENT,
             Self::Slot(SlotError::NoDevice { .. }) => Code::FAILED_PRECONDITION,
             Self::Network(NetworkError::NoLink(_) | NetworkError::NoName(_)) => Code::NOT_FOUND,
-            Self::Config(_) | Self::Id(_) | Self::Invalid(_) => Code::INVALID_ARGUMENT,
+            Self::Config(_) | Self::Id(_) | Self::Invalid(_) | Self::IdMaps(_) => Code::INVALID_ARGUMENT,
+            Self::Create(error) if error.is_invalid() => Code::INVALID_ARGUMENT,
+            Self::Create(_) | Self::Namespaces(_) => Code::INTERNAL,
             Self::Delete(_) | Self::Cgroup(_) | Self::Identity(_) | Self::Share(_) | Self::Slot(_) => {
                 Code::INTERNAL
             }

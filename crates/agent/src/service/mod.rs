@@ -146,7 +146,7 @@ impl agent_ttrpc::Agent for Service {
         _: &TtrpcContext,
         request: ConfigureNetworkRequest,
     ) -> ttrpc::Result<Empty> {
-        self.answer("ConfigureNetwork", |_| machine::configure_network(request)).await
+        self.answer("ConfigureNetwork", |agent| machine::configure_network(agent, request)).await
     }
 
     async fn next_event(&self, _: &TtrpcContext, _: Empty) -> ttrpc::Result<EventReply> {

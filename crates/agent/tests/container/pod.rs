@@ -1,6 +1,7 @@
 //! Containers that share namespaces and memory, as those of a pod do.
 
-use nacre_agent::container::CreateError;
+use nacre_agent::container::{CreateError, IdMaps};
+use nacre_protocol::ports::USER_NAMESPACE;
 use serde_json::{Value, json};
 
 use crate::fixture::{Started, TestGuest, chain};
@@ -102,4 +103,87 @@ fn namespace_of_a_sandbox_that_is_gone_is_an_error() {
     end(sandbox);
     let error = guest.create(&spec).err().unwrap();
     assert!(matches!(error, CreateError::Source { .. } | CreateError::WrongNamespace { .. }), "{error:?}");
+}
+
+/// A guest whose containers have ids from 100,000 on.
+fn guest_of_users() -> TestGuest {
+    let guest = TestGuest::new();
+    for name in ["", "tmp", "root"] {
+        nix::unistd::chown(&guest.image(name), Some(100_000.into()), Some(100_000.into())).unwrap();
+    }
+    let map = [(0, 100_000, 65_536)];
+    let maps = IdMaps::new(map, map).unwrap().unwrap();
+    guest
+        .guest
+        .launcher
+        .make_namespaces(&guest.guest, maps)
+        .unwrap_or_else(|error| panic!("{}", chain(&error)));
+    guest
+}
+
+/// A configuration as the host makes it of one with a user namespace.
+fn of_users(guest: &TestGuest, script: &str) -> Value {
+    let mut spec = guest.spec(script);
+    let namespaces = spec["linux"]["namespaces"].as_array_mut().unwrap();
+    namespaces.retain(|namespace| namespace["type"] != "network");
+    namespaces.push(json!({"type": "user", "path": USER_NAMESPACE}));
+    let map = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    spec["linux"]["uidMappings"] = map.clone();
+    spec["linux"]["gidMappings"] = map;
+    spec
+}
+
+#[test]
+fn containers_of_one_user_namespace_share_the_network_that_it_owns() {
+    let guest = guest_of_users();
+    let network = |of: &str| std::fs::read_link(format!("/proc/{of}/ns/net")).unwrap().display().to_string();
+    // Only the owner may mount the network's sysfs, and change its links.
+    let script = "readlink /proc/self/ns/user; readlink /proc/self/ns/net; id -u; ls /sys/class/net; \
+                  ip link set lo up && echo up; cat /proc/sys/kernel/hostname; cat /proc/self/uid_map";
+    let mut outputs = Vec::new();
+    for _ in 0..2 {
+        let mut spec = of_users(&guest, script);
+        let admin = json!(["CAP_NET_ADMIN"]);
+        spec["process"]["capabilities"] = json!({"bounding": admin, "effective": admin, "permitted": admin});
+        let ended = guest.run(&spec);
+        let lines: Vec<String> = ended.stdout.lines().map(str::to_owned).collect();
+        assert_eq!(lines.get(2..6), Some(&["0", "lo", "up", "nacre"].map(str::to_owned)[..]), "{ended:?}");
+        assert!(lines[6].split_whitespace().eq(["0", "100000", "65536"]), "{ended:?}");
+        outputs.push(lines[..2].to_vec());
+        // Whoever comes later is born in the same namespaces.
+        guest.kill_launcher();
+    }
+    assert_eq!(outputs[0], outputs[1]);
+    assert_ne!(outputs[0][1], network("self"));
+}
+
+#[test]
+fn exec_in_a_container_of_a_user_namespace_is_in_it() {
+    let guest = guest_of_users();
+    let mut started = guest.create(&of_users(&guest, "echo up; read line; exit 4")).unwrap().start();
+    assert_eq!(started.line(), "up");
+    let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin:/usr/bin:/sbin"],
+        "args": ["/bin/sh", "-c", "id -u; touch /tmp/x; cat /proc/self/uid_map"]});
+    let ended = started.exec(&guest, &process).unwrap();
+    let words: Vec<&str> = ended.stdout.split_whitespace().collect();
+    assert_eq!(words, ["0", "0", "100000", "65536"], "{ended:?}");
+    end(started);
+    use std::os::unix::fs::MetadataExt;
+    assert_eq!(std::fs::metadata(guest.image("tmp/x")).unwrap().uid(), 100_000);
+}
+
+#[test]
+fn namespaces_are_made_once_and_a_path_to_them_leads_nowhere_without() {
+    let guest = TestGuest::new();
+    assert!(guest.refusal(&of_users(&guest, "true")).starts_with("namespace /run/nacre/user-namespace"));
+    let map = [(0, 100_000, 65_536)];
+    for attempt in 0..2 {
+        let maps = IdMaps::new(map, map).unwrap().unwrap();
+        assert_eq!(guest.guest.launcher.make_namespaces(&guest.guest, maps).is_ok(), attempt == 0);
+    }
+    // The same id twice: the kernel refuses.
+    let guest = TestGuest::new();
+    let maps = IdMaps::new([(0, 1, 5), (0, 9, 5)], map).unwrap().unwrap();
+    let error = guest.guest.launcher.make_namespaces(&guest.guest, maps).unwrap_err();
+    assert!(chain(&error).contains("make namespaces"), "{}", chain(&error));
 }

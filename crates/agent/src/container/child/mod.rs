@@ -24,6 +24,7 @@ mod namespaces;
 mod pivot;
 mod program;
 mod root;
+mod sandbox;
 mod settings;
 mod stage;
 mod stdio;

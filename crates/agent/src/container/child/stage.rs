@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, set_dumpable_behavior, umask};
 
 use super::error::StepError;
-use super::{Child, Fds, Role, SETUP_FAILED, fail, namespaces};
+use super::{Child, Fds, Role, SETUP_FAILED, fail, namespaces, sandbox};
 use crate::container::channel::{self, ChannelError};
 use crate::container::orders::{Command, ExecTask, MAX_ORDERS, Orders, Report, Task};
 use crate::container::plan::{CLONE_NEWTIME, FdRef, IdMap, NamespacesPlan, ProcessPlan};
@@ -37,6 +37,12 @@ pub(super) fn launcher() -> u8 {
     while let Some(agent) = &socket {
         let channel = match channel::receive::<Command>(agent, None) {
             Ok((Command::Converse, fds)) => fds.into_iter().next(),
+            Ok((Command::MakeNamespaces { uid_map, gid_map }, _)) => {
+                make_namespaces(agent, &uid_map, &gid_map);
+                None
+            }
+            // The agent sees the end of a launcher that cannot do its work.
+            Ok((Command::Enter, fds)) if sandbox::enter(&fds).is_err() => return SETUP_FAILED,
             Ok(_) => None,
             // The agent is gone, or has no use for this process any more.
             Err(ChannelError::Closed) => return 0,
@@ -52,6 +58,19 @@ pub(super) fn launcher() -> u8 {
         });
     }
     SETUP_FAILED
+}
+
+/// Where the agent is gone there is nobody to tell.
+fn make_namespaces(agent: &OwnedFd, uid_map: &[IdMap], gid_map: &[IdMap]) {
+    match sandbox::make(uid_map, gid_map) {
+        Ok(files) => {
+            let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
+            let _ = channel::send(agent, &Report::Namespaces, &files);
+        }
+        Err(error) => {
+            let _ = fail(agent.as_fd(), "make namespaces", error);
+        }
+    }
 }
 
 fn stage(channel: &OwnedFd) -> u8 {
@@ -157,7 +176,7 @@ fn finish(channel: &OwnedFd, forked: &Forked, maps: Option<&NamespacesPlan>) -> 
 }
 
 /// Written by this process, which has the guest's own privileges: a map of any ids.
-fn write_map(pid: i32, file: &str, maps: &[IdMap]) -> Result<(), StepError> {
+pub(super) fn write_map(pid: i32, file: &str, maps: &[IdMap]) -> Result<(), StepError> {
     let mut text = String::new();
     for map in maps {
         text.push_str(&format!("{} {} {}\n", map.container, map.guest, map.size));

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use devices::{DevicePlan, NodeKind};
 pub(crate) use mounts::{MountPlan, MountSource};
+pub use namespaces::IdMaps;
 pub(crate) use namespaces::{CLONE_NEWTIME, IdMap, JoinPlan, NamespacesPlan};
 pub(crate) use paths::clean;
 pub use process::InvalidProcess;

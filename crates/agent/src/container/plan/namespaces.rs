@@ -35,6 +35,31 @@ pub(crate) struct JoinPlan {
     pub(crate) fd: Option<FdRef>,
 }
 
+/// The maps of a user namespace, neither of them empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdMaps {
+    pub(crate) uids: Vec<IdMap>,
+    pub(crate) gids: Vec<IdMap>,
+}
+
+impl IdMaps {
+    /// From lines of first id in the container, first id in the guest, and size; None where there are none.
+    ///
+    /// # Errors
+    /// [`InvalidSpec::IdMap`] for maps that cannot be, or where one of the two is missing.
+    pub fn new(
+        uids: impl IntoIterator<Item = (u32, u32, u32)>,
+        gids: impl IntoIterator<Item = (u32, u32, u32)>,
+    ) -> Result<Option<Self>, InvalidSpec> {
+        let (uids, gids) = (id_map(uids)?, id_map(gids)?);
+        match (uids.is_empty(), gids.is_empty()) {
+            (true, true) => Ok(None),
+            (false, false) => Ok(Some(Self { uids, gids })),
+            _ => Err(InvalidSpec::IdMap("a new user namespace needs both uid and gid mappings")),
+        }
+    }
+}
+
 /// One line of a uid_map or gid_map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct IdMap {
@@ -48,8 +73,8 @@ impl NamespacesPlan {
         let mut plan = Self {
             new: libc::CLONE_NEWNS as u64,
             join: Vec::new(),
-            uid_map: id_map(linux.uid_mappings().as_deref())?,
-            gid_map: id_map(linux.gid_mappings().as_deref())?,
+            uid_map: id_map(lines(linux.uid_mappings().as_deref()))?,
+            gid_map: id_map(lines(linux.gid_mappings().as_deref()))?,
             time_offsets: time_offsets(linux)?,
         };
         let mut seen = 0;
@@ -118,21 +143,22 @@ fn flag(kind: LinuxNamespaceType) -> u64 {
     kind as u64
 }
 
-fn id_map(maps: Option<&[LinuxIdMapping]>) -> Result<Vec<IdMap>, InvalidSpec> {
-    let maps = maps.unwrap_or_default();
+fn lines(maps: Option<&[LinuxIdMapping]>) -> impl Iterator<Item = (u32, u32, u32)> {
+    maps.unwrap_or_default().iter().map(|map| (map.container_id(), map.host_id(), map.size()))
+}
+
+fn id_map(lines: impl IntoIterator<Item = (u32, u32, u32)>) -> Result<Vec<IdMap>, InvalidSpec> {
+    let line = |(container, guest, size): (u32, u32, u32)| {
+        if size == 0 || container.checked_add(size).is_none() || guest.checked_add(size).is_none() {
+            return Err(InvalidSpec::IdMap("a line is empty or reaches beyond the last id"));
+        }
+        Ok(IdMap { container, guest, size })
+    };
+    let maps: Vec<IdMap> = lines.into_iter().take(MAX_ID_MAPS + 1).map(line).collect::<Result<_, _>>()?;
     if maps.len() > MAX_ID_MAPS {
         return Err(InvalidSpec::IdMap("more than 340 lines"));
     }
-    maps.iter()
-        .map(|map| {
-            let map = IdMap { container: map.container_id(), guest: map.host_id(), size: map.size() };
-            let fits = |first: u32| first.checked_add(map.size).is_some();
-            if map.size == 0 || !fits(map.container) || !fits(map.guest) {
-                return Err(InvalidSpec::IdMap("a line is empty or reaches beyond the last id"));
-            }
-            Ok(map)
-        })
-        .collect()
+    Ok(maps)
 }
 
 fn time_offsets(linux: &Linux) -> Result<Vec<String>, InvalidSpec> {

@@ -9,6 +9,7 @@ mod message;
 mod socket;
 
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 pub use config::{ConfigError, Mac, NetworkConfig};
 use config::{Link, Neighbour, Route};
@@ -48,7 +49,21 @@ struct Known {
     name: String,
 }
 
-/// Brings the loopback link up.
+/// The links of one network namespace.
+#[derive(Debug)]
+pub struct Links {
+    netlink: Netlink,
+}
+
+/// Where the kernel puts new links, while containers are in another network namespace.
+#[derive(Debug)]
+pub struct Birthplace {
+    links: Links,
+    /// The containers'.
+    home: OwnedFd,
+}
+
+/// Brings the loopback link of the calling thread's network namespace up.
 ///
 /// # Errors
 /// [`NetworkError::Set`].
@@ -60,14 +75,57 @@ pub fn loopback_up() -> Result<(), NetworkError> {
         .map_err(|source| NetworkError::Set { what: "loopback link up".to_owned(), source })
 }
 
+fn links_error(source: NetlinkError) -> NetworkError {
+    NetworkError::Set { what: "network links".to_owned(), source }
+}
+
+impl Links {
+    /// Those of the calling thread's network namespace, also once the thread has left it.
+    ///
+    /// # Errors
+    /// [`NetworkError::Set`].
+    pub fn open() -> Result<Self, NetworkError> {
+        Ok(Self { netlink: Netlink::open().map_err(links_error)? })
+    }
+
+    /// Those, as the place where the links of `home` come from.
+    pub fn leading_to(self, home: OwnedFd) -> Birthplace {
+        Birthplace { links: self, home }
+    }
+}
+
+impl Birthplace {
+    /// Moves the links of a configuration to their home. One that is there already is left alone.
+    fn send_home(&mut self, config: &NetworkConfig) -> Result<(), NetworkError> {
+        let netlink = &mut self.links.netlink;
+        let home = self.home.as_raw_fd().unsigned_abs().to_ne_bytes();
+        for link in list_links(netlink).map_err(links_error)? {
+            if link.mac.is_some_and(|mac| config.links.iter().any(|wanted| wanted.mac == mac)) {
+                // Where the name is taken already, it gets a number that is free.
+                let attributes = [(libc::IFLA_NET_NS_FD, home.as_slice()), (libc::IFLA_IFNAME, b"eth%d\0")];
+                netlink.change(libc::RTM_NEWLINK, 0, &link_body(link.index, 0), &attributes).map_err(
+                    |source| NetworkError::Set { what: format!("namespace of link {}", link.name), source },
+                )?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Puts a configuration in place. Repeating it changes nothing.
 ///
 /// # Errors
 /// [`NetworkError`]; what came before the part that failed stays.
-pub fn configure(config: &NetworkConfig) -> Result<(), NetworkError> {
-    let open = |source| NetworkError::Set { what: "network links".to_owned(), source };
-    let mut netlink = Netlink::open().map_err(open)?;
-    let mut known = list_links(&mut netlink).map_err(open)?;
+pub fn configure(
+    links: Links,
+    birthplace: Option<&mut Birthplace>,
+    config: &NetworkConfig,
+) -> Result<(), NetworkError> {
+    let Links { mut netlink } = links;
+    if let Some(birthplace) = birthplace {
+        birthplace.send_home(config)?;
+    }
+    let mut known = list_links(&mut netlink).map_err(links_error)?;
     for link in &config.links {
         configure_link(&mut netlink, &mut known, link)?;
     }
