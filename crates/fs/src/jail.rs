@@ -56,6 +56,8 @@ const MAX_FILES: u64 = 65_536;
 pub(crate) enum JailError {
     #[error("share {name:?} cannot be mounted")]
     Share { name: String, source: io::Error },
+    #[error("the ids of share {name:?} cannot be mapped; its file system may not have id-mapped mounts")]
+    IdMap { name: String, source: io::Error },
     #[error("step {step:?} failed")]
     Step { step: &'static str, source: io::Error },
     #[error("capabilities cannot be dropped")]
@@ -167,6 +169,10 @@ impl Tree {
             | OpenTreeFlags::AT_RECURSIVE;
         let mount = open_tree(&share.file, "", flags).map_err(|errno| failed(errno.into()))?;
         sys::restrict_mount(&mount, share.read_only, share.submounts).map_err(failed)?;
+        if let Some(user_namespace) = &share.user_namespace {
+            sys::map_ids(&mount, user_namespace)
+                .map_err(|source| JailError::IdMap { name: name.clone(), source })?;
+        }
         Ok(Self { name, mount, is_dir: kind == FileType::Directory })
     }
 

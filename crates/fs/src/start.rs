@@ -2,6 +2,7 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use nacre_protocol::control::{MAX_FDS, MAX_MESSAGE};
 use nacre_protocol::fs::{Change, MAX_SHARES, Order, START_FD, Share, Start, StartReply, Submounts};
@@ -41,6 +42,7 @@ pub(crate) struct ShareFile {
     pub(crate) file: OwnedFd,
     pub(crate) read_only: bool,
     pub(crate) submounts: Submounts,
+    pub(crate) user_namespace: Option<Arc<OwnedFd>>,
 }
 
 /// What the owner asked for.
@@ -71,7 +73,7 @@ impl Owner {
     pub(crate) fn receive(&self) -> Result<Started, StartError> {
         let (bytes, fds) = self.receive_bytes()?;
         let order: Order = serde_json::from_slice(&bytes).map_err(StartError::Parse)?;
-        let mut fds = Received(fds.into_iter().map(Some).collect());
+        let mut fds = Received(fds.into_iter().map(|fd| Some(Arc::new(fd))).collect());
         match order {
             Order::Serve(Start { listener, shares }) => {
                 check(&shares)?;
@@ -130,20 +132,28 @@ impl Owner {
     }
 }
 
-/// Descriptors of a message, each to be taken once.
-struct Received(Vec<Option<OwnedFd>>);
+/// Descriptors of a message, each to be taken once; a user namespace may be looked at by many before.
+struct Received(Vec<Option<Arc<OwnedFd>>>);
 
 impl Received {
+    fn place(&mut self, index: FdIndex) -> Option<&mut Option<Arc<OwnedFd>>> {
+        usize::try_from(index.0).ok().and_then(|index| self.0.get_mut(index))
+    }
+
     fn take(&mut self, index: FdIndex) -> Result<OwnedFd, StartError> {
-        let place = usize::try_from(index.0).ok().and_then(|index| self.0.get_mut(index));
-        place.and_then(Option::take).ok_or(StartError::NoDescriptor(index))
+        let taken = self.place(index).and_then(Option::take).and_then(Arc::into_inner);
+        taken.ok_or(StartError::NoDescriptor(index))
+    }
+
+    fn share(&mut self, index: FdIndex) -> Result<Arc<OwnedFd>, StartError> {
+        self.place(index).and_then(|place| place.clone()).ok_or(StartError::NoDescriptor(index))
     }
 
     fn take_all(&mut self, shares: Vec<Share>) -> Result<Vec<ShareFile>, StartError> {
         let take = |share: Share| {
-            let file = self.take(share.file)?;
-            let Share { name, read_only, submounts, .. } = share;
-            Ok(ShareFile { name: share_name(name)?, file, read_only, submounts })
+            let Share { name, file, read_only, submounts, user_namespace } = share;
+            let user_namespace = user_namespace.map(|index| self.share(index)).transpose()?;
+            Ok(ShareFile { name: share_name(name)?, file: self.take(file)?, read_only, submounts, user_namespace })
         };
         shares.into_iter().map(take).collect()
     }
@@ -193,7 +203,8 @@ mod tests {
     }
 
     fn share(name: &str, index: u32) -> Share {
-        Share { name: name.into(), file: FdIndex(index), read_only: true, submounts: Submounts::AsShare }
+        let (file, submounts) = (FdIndex(index), Submounts::AsShare);
+        Share { name: name.into(), file, read_only: true, submounts, user_namespace: None }
     }
 
     fn outcome(shares: Vec<Share>) -> Result<Started, StartError> {
@@ -202,7 +213,8 @@ mod tests {
         let file = std::fs::File::open(dir.path()).unwrap();
         let (socket, owner) = pair();
         let order = Order::Serve(Start { listener: FdIndex(0), shares });
-        send_order(&socket, &order, &[listener.as_raw_fd(), file.as_raw_fd()]);
+        let users = std::fs::File::open("/proc/self/ns/user").unwrap();
+        send_order(&socket, &order, &[listener.as_raw_fd(), file.as_raw_fd(), users.as_raw_fd()]);
         owner.receive()
     }
 
@@ -238,6 +250,17 @@ mod tests {
         assert!(matches!(outcome(vec![share("a", 1), share("a", 1)]), Err(StartError::SameName(_))));
         assert!(matches!(outcome(vec![share("a", 1), share("b", 1)]), Err(StartError::NoDescriptor(_))));
         assert!(matches!(outcome(vec![share("a", 9)]), Err(StartError::NoDescriptor(_))));
+    }
+
+    #[test]
+    fn user_namespace_is_shared_and_is_no_file_of_a_share() {
+        let with = |file, users| Share { user_namespace: Some(FdIndex(users)), ..share("a", file) };
+        let Ok(Started::Serve { shares, .. }) = outcome(vec![with(1, 2)]) else { panic!() };
+        assert!(shares[0].user_namespace.is_some());
+        // Its own file, the listener, or none at all.
+        for bad in [with(1, 1), with(1, 0), with(1, 9)] {
+            assert!(matches!(outcome(vec![bad]), Err(StartError::NoDescriptor(_))));
+        }
     }
 
     #[test]

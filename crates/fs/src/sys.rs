@@ -52,6 +52,14 @@ pub(crate) fn make_writable(mount: &OwnedFd) -> io::Result<()> {
     set_attributes(mount, libc::AT_RECURSIVE, attributes)
 }
 
+/// Maps the ids of a detached mount, and of nothing below it, as a user namespace does.
+pub(crate) fn map_ids(mount: &OwnedFd, user_namespace: &OwnedFd) -> io::Result<()> {
+    let userns_fd = u64::from(user_namespace.as_raw_fd().unsigned_abs());
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    set_attributes(mount, 0, attributes)
+}
+
 /// mount_setattr(2) on a mount and, with `AT_RECURSIVE`, on all below it.
 fn set_attributes(mount: &OwnedFd, flags: libc::c_int, attributes: libc::mount_attr) -> io::Result<()> {
     // SAFETY: the descriptor is open, the path is a constant C string, and `attributes` is a mount_attr of the size

@@ -16,8 +16,8 @@ use crate::vm::FdIndex;
 /// Descriptor number of the start socket in the server.
 pub const START_FD: i32 = 3;
 
-/// Most shares of one server: one descriptor each, and one for the vhost-user socket, in one message.
-pub const MAX_SHARES: usize = crate::control::MAX_FDS - 1;
+/// Most shares of one server: one descriptor each, one for the vhost-user socket and one for a user namespace, in one message.
+pub const MAX_SHARES: usize = crate::control::MAX_FDS - 2;
 
 /// What the process is for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,11 @@ pub struct Share {
     /// What is mounted below the directory.
     #[serde(default)]
     pub submounts: Submounts,
+    /// A user namespace of the host's, which several shares may name: an id that the mount has as one of the namespace's is
+    /// the host's id of it to the guest, and the other way round (`MOUNT_ATTR_IDMAP` in mount_setattr(2)). What is mounted below keeps
+    /// its ids.
+    #[serde(default)]
+    pub user_namespace: Option<FdIndex>,
 }
 
 /// What a share has of the mounts below its directory on the host. Those of the host's kernel (proc, sysfs ...) are never

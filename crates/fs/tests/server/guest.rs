@@ -55,6 +55,8 @@ pub(crate) struct Guest {
     pub(crate) init: InitOut,
     /// Node id of the share's root.
     pub(crate) share: u64,
+    /// User and group of its requests.
+    pub(crate) caller: u32,
     _frontend: Frontend,
     memory: GuestMemoryMmap<()>,
     kick: EventFd,
@@ -91,6 +93,7 @@ impl Guest {
             server,
             init: InitOut::default(),
             share: 0,
+            caller: 0,
             _frontend: frontend,
             memory,
             kick,
@@ -139,6 +142,8 @@ impl Guest {
             opcode,
             unique: self.unique,
             nodeid: node,
+            uid: self.caller,
+            gid: self.caller,
             ..InHeader::default()
         };
         [header.as_slice(), body].concat()

@@ -33,7 +33,8 @@ impl Server {
         let listener = UnixListener::bind(&path).unwrap();
         let vmm = UnixStream::connect(&path).unwrap();
         let (child, owner) = start();
-        let share_entry = Share { name: name.into(), file: FdIndex(1), read_only, submounts };
+        let share_entry =
+            Share { name: name.into(), file: FdIndex(1), read_only, submounts, user_namespace: None };
         let start = Start { listener: FdIndex(0), shares: vec![share_entry] };
         order(&owner, &Order::Serve(start), &[listener.as_raw_fd(), share.as_raw_fd()]);
         Self { child, owner, vmm }
@@ -55,22 +56,38 @@ impl Server {
         submounts: Submounts,
         remove: &[&str],
     ) -> StartReply {
-        let (mut child, owner) = start();
-        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
         let entry = |(at, (name, _, read_only)): (usize, &(&str, &File, bool))| Share {
             name: (*name).to_owned(),
             file: FdIndex(at as u32 + 1),
             read_only: *read_only,
             submounts,
+            user_namespace: None,
         };
-        let change = Change {
-            server: FdIndex(0),
-            add: add.iter().enumerate().map(entry).collect(),
-            remove: remove.iter().map(|name| (*name).to_owned()).collect(),
+        let entries = add.iter().enumerate().map(entry).collect();
+        let files: Vec<&File> = add.iter().map(|(_, file, _)| *file).collect();
+        self.change_to(entries, &files, remove)
+    }
+
+    /// Adds a share whose ids are those of a user namespace.
+    pub(crate) fn add_mapped(&self, name: &str, file: &File, user_namespace: &File) -> StartReply {
+        let share = Share {
+            name: name.to_owned(),
+            file: FdIndex(1),
+            read_only: false,
+            submounts: Submounts::AsShare,
+            user_namespace: Some(FdIndex(2)),
         };
+        self.change_to(vec![share], &[file, user_namespace], &[])
+    }
+
+    fn change_to(&self, add: Vec<Share>, files: &[&File], remove: &[&str]) -> StartReply {
+        let (mut child, owner) = start();
+        let pid = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap();
+        let remove = remove.iter().map(|name| (*name).to_owned()).collect();
+        let change = Change { server: FdIndex(0), add, remove };
         let mut fds = vec![pidfd.as_raw_fd()];
-        fds.extend(add.iter().map(|(_, file, _)| file.as_raw_fd()));
+        fds.extend(files.iter().map(|file| file.as_raw_fd()));
         order(&owner, &Order::Change(change), &fds);
         let reply = reply(&owner);
         assert_eq!(child.wait().unwrap().success(), reply.is_ok());
