@@ -153,7 +153,13 @@ impl Received {
         let take = |share: Share| {
             let Share { name, file, read_only, submounts, user_namespace } = share;
             let user_namespace = user_namespace.map(|index| self.share(index)).transpose()?;
-            Ok(ShareFile { name: share_name(name)?, file: self.take(file)?, read_only, submounts, user_namespace })
+            Ok(ShareFile {
+                name: share_name(name)?,
+                file: self.take(file)?,
+                read_only,
+                submounts,
+                user_namespace,
+            })
         };
         shares.into_iter().map(take).collect()
     }

@@ -20,6 +20,7 @@ pub use nacre_protocol::rpc::agent::{Layer, StatsReply, Stdio};
 
 use crate::plan::{BlockDevice, BundleFile};
 use crate::text::{MAX_MESSAGE_CHARS, harmless};
+use crate::users::IdMaps;
 
 mod given;
 
@@ -188,15 +189,19 @@ impl Agent {
         hostname: &str,
         shares_tag: &str,
         log_level: &str,
+        users: Option<&IdMaps>,
         timeout: Duration,
     ) -> Result<Greeting, AgentError> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let (uid_mappings, gid_mappings) = users.map(IdMaps::to_agent).unwrap_or_default();
         let request = HelloRequest {
             hostname: hostname.to_owned(),
             realtime_ns: i64::try_from(now.as_nanos()).unwrap_or(i64::MAX),
             entropy: random(ENTROPY_BYTES).map_err(AgentError::Connection)?,
             shares_tag: shares_tag.to_owned(),
             log_level: log_level.to_owned(),
+            uid_mappings,
+            gid_mappings,
             ..Default::default()
         };
         let call = self.client.hello(Context::default(), &request);

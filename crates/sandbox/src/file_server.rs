@@ -12,6 +12,7 @@ use nacre_protocol::fs::{Change, Order, Share as ShareMessage, Start, StartReply
 use crate::channel::{self, Channel, ChannelError, FdTable};
 use crate::plan::Share;
 use crate::process::Child;
+use crate::storage::OpenShares;
 use crate::sys::{self, Program};
 use crate::text::harmless;
 use crate::vm::Place;
@@ -69,14 +70,14 @@ impl FileServer {
     pub async fn start(
         &self,
         shares: &[Share],
-        files: &[OwnedFd],
+        open: &OpenShares,
         dir: &Path,
         timeout: Duration,
     ) -> Result<OwnedFd, FileServerError> {
         let (listener, for_vmm) = waiting_connection(dir).map_err(FileServerError::Socket)?;
         let mut fds = FdTable::default();
         let listener = fds.add(&listener);
-        let order = Order::Serve(Start { listener, shares: entries(shares, files, &mut fds) });
+        let order = Order::Serve(Start { listener, shares: entries(shares, open, &mut fds) });
         carry_out(&self.child, &self.channel, &order, &fds, timeout).await?;
         Ok(for_vmm.into())
     }
@@ -88,7 +89,7 @@ impl FileServer {
     pub async fn change(
         &self,
         program: &Path,
-        add: (&[Share], &[OwnedFd]),
+        add: (&[Share], &OpenShares),
         remove: &[String],
         timeout: Duration,
     ) -> Result<(), FileServerError> {
@@ -130,13 +131,20 @@ fn spawn(place: &Place<'_>) -> Result<(Child, Channel), FileServerError> {
     Ok((Child::new(spawned), channel))
 }
 
-fn entries<'a>(shares: &[Share], files: &'a [OwnedFd], fds: &mut FdTable<'a>) -> Vec<ShareMessage> {
+fn entries<'a>(shares: &[Share], open: &'a OpenShares, fds: &mut FdTable<'a>) -> Vec<ShareMessage> {
+    let user_namespace = open.user_namespace.as_ref().map(|users| fds.add(users));
     let entry = |(share, file): (&Share, &'a OwnedFd)| {
         let file = fds.add(file);
-        let Share { name, read_only, submounts, .. } = share;
-        ShareMessage { name: name.clone(), file, read_only: *read_only, submounts: *submounts }
+        let Share { name, read_only, submounts, id_mapped, .. } = share;
+        ShareMessage {
+            name: name.clone(),
+            file,
+            read_only: *read_only,
+            submounts: *submounts,
+            user_namespace: user_namespace.filter(|_| *id_mapped),
+        }
     };
-    shares.iter().zip(files).map(entry).collect()
+    shares.iter().zip(&open.files).map(entry).collect()
 }
 
 /// Sends the order and waits for the answer.

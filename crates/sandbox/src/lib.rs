@@ -24,5 +24,6 @@ mod sys;
 pub mod tail;
 pub mod text;
 pub mod tunnel;
+pub mod users;
 pub mod vm;
 pub mod volumes;

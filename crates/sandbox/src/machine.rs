@@ -156,8 +156,8 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     let timeout = settings.config.timeouts.boot();
     let fs = match &file_server {
         Some(server) => {
-            let files = open_shares(&plan.shares)?;
-            Some(server.start(&plan.shares, &files, dir.path(), timeout).await?)
+            let open = open_shares(&plan.shares, plan.users.as_ref())?;
+            Some(server.start(&plan.shares, &open, dir.path(), timeout).await?)
         }
         None => None,
     };
@@ -191,7 +191,7 @@ pub async fn boot(settings: &Settings, plan: &Plan) -> Result<Machine, SandboxEr
     }
     let agent = Agent::new(agent_socket, settings.config.timeouts.agent())?;
     let tag = if file_server.is_some() { SHARES_TAG } else { "" };
-    let greeting = hello(&vm, &agent, &plan.hostname, tag, timeout).await?;
+    let greeting = hello(&vm, &agent, plan, tag, timeout).await?;
     if let Some(network) = &mut network {
         if let Some(request) = network.untold()
             && let Err(error) = agent.configure_network(request).await
@@ -292,12 +292,12 @@ fn settle(child: &crate::process::Child, cgroup: Option<&Cgroup>, plan: &Plan) -
 async fn hello(
     vm: &Vm,
     agent: &Agent,
-    hostname: &str,
+    plan: &Plan,
     tag: &str,
     timeout: Duration,
 ) -> Result<Greeting, SandboxError> {
     let log_level = if tracing::enabled!(tracing::Level::DEBUG) { "debug" } else { "info" };
-    let call = agent.hello(hostname, tag, log_level, timeout);
+    let call = agent.hello(&plan.hostname, tag, log_level, plan.users.as_ref(), timeout);
     let result = tokio::select! {
         biased;
         result = call => result,

@@ -15,6 +15,7 @@ use rustix::mount::{
 use crate::mount_points;
 use crate::plan::rootfs::{Mount, RootfsPlan, lay_out};
 use crate::plan::{BlockDevice, Plan, Share};
+use crate::users::{self, IdMapError, IdMaps};
 use crate::vm::Disk;
 
 /// Magic number of an EROFS superblock, and where it stands.
@@ -113,6 +114,12 @@ pub enum StorageError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel makes no user namespace.
+    #[error("cannot make a user namespace, to map the ids of files")]
+    UserNamespace(#[source] io::Error),
+    /// Ids of a root file system that cannot be.
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
     /// More options than the kernel takes.
     #[error("mount options of {0} bytes are more than the kernel takes")]
     LongOptions(usize),
@@ -218,11 +225,22 @@ fn open_layer(path: &Path) -> Result<(File, u64), StorageError> {
     Ok((file, length))
 }
 
-/// Opens each share, not for reading: the descriptor only says which file or directory is meant.
+/// What is shared, open.
+#[derive(Debug, Default)]
+pub struct OpenShares {
+    /// A descriptor for each share.
+    pub files: Vec<OwnedFd>,
+    /// That of those whose ids are mapped.
+    pub user_namespace: Option<OwnedFd>,
+}
+
+/// Opens each share, not for reading: the descriptor only says which file or directory is meant. `users` are the ids of those
+/// whose ids are mapped.
 ///
 /// # Errors
-/// [`StorageError::OpenShare`]; [`StorageError::KernelTree`] for one that a link or a path led to.
-pub fn open_shares(shares: &[Share]) -> Result<Vec<OwnedFd>, StorageError> {
+/// [`StorageError::OpenShare`]; [`StorageError::KernelTree`] for one that a link or a path led to;
+/// [`StorageError::UserNamespace`].
+pub fn open_shares(shares: &[Share], users: Option<&IdMaps>) -> Result<OpenShares, StorageError> {
     let open = |share: &Share| {
         let failed = |error: rustix::io::Errno| StorageError::OpenShare {
             path: share.source.clone(),
@@ -236,7 +254,10 @@ pub fn open_shares(shares: &[Share]) -> Result<Vec<OwnedFd>, StorageError> {
         }
         Ok(file)
     };
-    shares.iter().map(open).collect()
+    let files = shares.iter().map(open).collect::<Result<_, _>>()?;
+    let users = users.filter(|_| shares.iter().any(|share| share.id_mapped));
+    let user_namespace = users.map(IdMaps::namespace).transpose().map_err(StorageError::UserNamespace)?;
+    Ok(OpenShares { files, user_namespace })
 }
 
 /// Mounts on the host; dropping it takes them down, the last first.
@@ -315,13 +336,16 @@ fn mount_one(wanted: &Mount, point: &Path) -> Result<(), StorageError> {
         source: error.into(),
     };
     let (flags, data) = split_options(&wanted.options);
-    if data.len() > MAX_MOUNT_DATA {
-        return Err(StorageError::LongOptions(data.len()));
-    }
+    let users = IdMaps::from_options(&wanted.options)?;
+    let users = users.map(|maps| maps.namespace()).transpose().map_err(StorageError::UserNamespace)?;
+    let mapped = |source| StorageError::Mount { kind: wanted.kind.clone(), path: point.to_owned(), source };
     if wanted.kind == "bind" {
         let recursive = wanted.options.iter().any(|option| option == "rbind");
-        let bind = if recursive { mount_bind_recursive } else { mount_bind };
-        bind(&wanted.source, point).map_err(failed)?;
+        match &users {
+            Some(users) => users::mounts::bind(Path::new(&wanted.source), point, users).map_err(mapped)?,
+            None if recursive => mount_bind_recursive(&wanted.source, point).map_err(failed)?,
+            None => mount_bind(&wanted.source, point).map_err(failed)?,
+        }
         if !flags.is_empty()
             && let Err(error) = mount_remount(point, MountFlags::BIND | flags, "")
         {
@@ -330,12 +354,19 @@ fn mount_one(wanted: &Mount, point: &Path) -> Result<(), StorageError> {
         }
         return Ok(());
     }
+    if let Some(users) = &users {
+        return users::mounts::overlay(point, flags, &data, users).map_err(mapped);
+    }
+    let data = data.join(",");
+    if data.len() > MAX_MOUNT_DATA {
+        return Err(StorageError::LongOptions(data.len()));
+    }
     let data = CString::new(data).map_err(|_| failed(rustix::io::Errno::INVAL))?;
     mount(&*wanted.source, point, &*wanted.kind, flags, Some(data.as_c_str())).map_err(failed)
 }
 
 /// Options that are flags of mount(2), and the rest as the file system takes it.
-fn split_options(options: &[String]) -> (MountFlags, String) {
+fn split_options(options: &[String]) -> (MountFlags, Vec<&str>) {
     let mut flags = MountFlags::empty();
     let mut data: Vec<&str> = Vec::new();
     for option in options {
@@ -348,10 +379,11 @@ fn split_options(options: &[String]) -> (MountFlags, String) {
             "noatime" => flags |= MountFlags::NOATIME,
             "relatime" => flags |= MountFlags::RELATIME,
             "bind" | "rbind" | "defaults" | "" => {}
+            other if users::is_option(other) => {}
             other => data.push(other),
         }
     }
-    (flags, data.join(","))
+    (flags, data)
 }
 
 #[cfg(test)]
@@ -395,8 +427,9 @@ mod tests {
             source: "/nonexistent/dir".into(),
             read_only: false,
             submounts: Submounts::AsShare,
+            id_mapped: false,
         };
-        let error = open_shares(&[share]).unwrap_err().to_string();
+        let error = open_shares(&[share], None).unwrap_err().to_string();
         assert_eq!(error, "cannot open /nonexistent/dir, which is mounted into the container");
     }
 
@@ -406,9 +439,10 @@ mod tests {
         for (number, tree) in ["/proc/sys", "/sys/kernel", "/proc/self/ns/net"].iter().enumerate() {
             let link = dir.path().join(number.to_string());
             std::os::unix::fs::symlink(tree, &link).unwrap();
+            let submounts = Submounts::AsShare;
             let share =
-                Share { name: "m0".into(), source: link, read_only: false, submounts: Submounts::AsShare };
-            let error = open_shares(&[share]).unwrap_err().to_string();
+                Share { name: "m0".into(), source: link, read_only: false, submounts, id_mapped: false };
+            let error = open_shares(&[share], None).unwrap_err().to_string();
             assert!(error.contains("belongs to the host's kernel"), "{tree}: {error}");
         }
         let share = Share {
@@ -416,8 +450,9 @@ mod tests {
             source: dir.path().into(),
             read_only: false,
             submounts: Submounts::AsShare,
+            id_mapped: false,
         };
-        open_shares(&[share]).unwrap();
+        open_shares(&[share], None).unwrap();
     }
 
     #[test]
@@ -425,7 +460,7 @@ mod tests {
         let options = ["ro", "nosuid", "lowerdir=/a:/b", "xino=off"].map(str::to_owned);
         let (flags, data) = split_options(&options);
         assert_eq!(flags, MountFlags::RDONLY | MountFlags::NOSUID);
-        assert_eq!(data, "lowerdir=/a:/b,xino=off");
+        assert_eq!(data, ["lowerdir=/a:/b", "xino=off"]);
     }
 
     #[test]

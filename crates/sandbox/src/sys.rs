@@ -141,6 +141,72 @@ pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
     }
 }
 
+/// Starts a process that does nothing in a user namespace of its own, whose maps are still to be written. It ends with the calling
+/// thread at the latest.
+///
+/// # Errors
+/// What clone3 says.
+pub(crate) fn spawn_in_user_namespace() -> io::Result<Spawned> {
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is a plain structure for which all zeroes are valid.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (libc::CLONE_PIDFD | libc::CLONE_NEWUSER) as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: the arguments and what they point to live across the call. Without CLONE_VM the child has its own
+    // copy of this process's memory and of its one calling thread, so it returns here on its own stack.
+    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
+    match pid {
+        // SAFETY: plain system calls in the child of the clone, which does nothing else: it lets go of every descriptor that
+        // somebody may wait for the end of, and waits for its own.
+        0 => unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
+            loop {
+                libc::pause();
+            }
+        },
+        1.. => {
+            // SAFETY: the kernel stored a new descriptor that nobody else owns.
+            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+            Ok(Spawned { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd })
+        }
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Maps the ids of a detached mount as a user namespace does.
+///
+/// # Errors
+/// What mount_setattr(2) says.
+pub(crate) fn map_ids(mount: &OwnedFd, users: &OwnedFd) -> io::Result<()> {
+    let userns_fd = u64::from(users.as_raw_fd().unsigned_abs());
+    let attributes =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_IDMAP, attr_clr: 0, propagation: 0, userns_fd };
+    // SAFETY: the descriptors are open, the path is a constant C string, and `attributes` is a mount_attr of the size that
+    // is passed, alive for the call; the kernel only reads it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives the calling thread a mount namespace, root and working directory of its own.
+///
+/// # Errors
+/// What unshare(2) says.
+pub(crate) fn leave_mount_namespace() -> io::Result<()> {
+    // SAFETY: the flag changes no memory and no descriptor table.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Moves descriptors into place and executes the program; calls nothing that is not async-signal-safe.
 ///
 /// # Safety

@@ -5,13 +5,14 @@ use std::time::SystemTime;
 
 use containerd_shim_protos::api::{CreateTaskRequest, StateResponse, Status};
 use containerd_shim_protos::sandbox_api::CreateSandboxRequest;
-use nacre_protocol::cri::{POD_SANDBOX_CONFIG, PodSandboxConfig};
+use nacre_protocol::cri::{IDMapping, POD_SANDBOX_CONFIG, PodSandboxConfig, UserNamespace};
 use nacre_protocol::task::{LEAVE_TYPE_URL, Leave, OPTIONS_TYPE_URL, TaskOptions};
 use nacre_sandbox::plan::Mount;
 use nacre_sandbox::plan::pod::{PodLimits, PodRequest};
 use nacre_sandbox::sandbox::{CreateRequest, ProcessId, ProcessStatus};
 use nacre_sandbox::state::State;
 use nacre_sandbox::stdio::StdioRequest;
+use nacre_sandbox::users::{IdMap, IdMapError, IdMaps};
 use protobuf::Message;
 use protobuf::well_known_types::any::Any;
 use protobuf::well_known_types::timestamp::Timestamp;
@@ -32,6 +33,8 @@ pub(crate) enum ConvertError {
     Missing(&'static str),
     #[error("the pod's configuration is not valid")]
     Pod(#[source] protobuf::Error),
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
     #[error("a pod with {0} is not supported by the sandboxer \"shim\"; use \"podsandbox\"")]
     Unsupported(&'static str),
 }
@@ -67,7 +70,15 @@ pub(crate) fn pod_request(request: CreateSandboxRequest) -> Result<PodRequest, C
         },
         annotations: request.annotations.into_iter().collect(),
         sysctls: linux.sysctls.into_iter().collect(),
+        users: users(namespaces.userns_options.into_option())?,
     })
+}
+
+/// The ids of a pod in a user namespace.
+fn users(options: Option<UserNamespace>) -> Result<Option<IdMaps>, IdMapError> {
+    let Some(options) = options.filter(|options| options.mode != NODE) else { return Ok(None) };
+    let map = |map: IDMapping| IdMap { container: map.container_id, host: map.host_id, size: map.length };
+    IdMaps::new(options.uids.into_iter().map(map).collect(), options.gids.into_iter().map(map).collect())
 }
 
 /// A container to make.

@@ -26,6 +26,7 @@ const MOUNT_OPTIONS: &[&str] = &[
     "dev",
     "diratime",
     "exec",
+    "idmap",
     "noatime",
     "nodev",
     "nodiratime",
@@ -113,8 +114,8 @@ fn features() -> Value {
             },
             "apparmor": {"enabled": false},
             "selinux": {"enabled": false},
-            // So that a kubelet refuses hostUsers: false by itself: the CRI maps the ids of a pod's volumes.
-            "mountExtensions": {"idmap": {"enabled": false}},
+            // So that a kubelet offers hostUsers: false.
+            "mountExtensions": {"idmap": {"enabled": true}},
         },
     })
 }
@@ -132,7 +133,7 @@ mod tests {
         assert_eq!(info.features.type_url, FEATURES_TYPE);
         let features: Value = serde_json::from_slice(&info.features.value).unwrap();
         assert!(features["mountOptions"].as_array().unwrap().contains(&"rro".into()));
-        assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], false);
+        assert_eq!(features["linux"]["mountExtensions"]["idmap"]["enabled"], true);
         assert!(MOUNT_OPTIONS.is_sorted(), "people look words up");
     }
 }

@@ -10,7 +10,7 @@ use tracing::debug;
 use super::{Machine, may_hold_unwritten, sockets};
 use crate::error::SandboxError;
 use crate::plan::{Plan, Share};
-use crate::storage::{HostMounts, OpenDisks, StorageError, open_disks, open_shares};
+use crate::storage::{HostMounts, OpenDisks, OpenShares, StorageError, open_disks, open_shares};
 use crate::volumes::{self, Followed, OpenVolume, Volume};
 
 /// Most shares that a file server can have had: fuse-backend-rs numbers the mounts of its life with a byte.
@@ -105,8 +105,9 @@ impl Machine {
                     Ok(volume) => open.push(volume),
                     Err(error) => {
                         debug!(%error, source = ?volume.source, "a volume is a share");
-                        let Volume { name, source } = volume;
-                        shares.push(Share { name, source, read_only: true, submounts: Submounts::AsShare });
+                        let Volume { name, source, users } = volume;
+                        let (read_only, submounts, id_mapped) = (true, Submounts::AsShare, users.is_some());
+                        shares.push(Share { name, source, read_only, submounts, id_mapped });
                     }
                 }
             }
@@ -129,7 +130,8 @@ impl Machine {
         let (Some(server), Ok(program)) = (&self.file_server, self.assets.fs()) else { return };
         let names: Vec<String> = plan.shares.iter().map(|share| share.name.clone()).collect();
         if !names.is_empty() {
-            let _ = server.change(&program, (&[], &[]), &names, self.timeout).await;
+            let nothing = OpenShares::default();
+            let _ = server.change(&program, (&[], &nothing), &names, self.timeout).await;
         }
     }
 
@@ -143,15 +145,17 @@ impl Machine {
         let wanted = plan.clone();
         let prepared = tokio::task::spawn_blocking(move || {
             let mounts = HostMounts::make(&wanted)?;
-            Ok::<_, StorageError>((open_shares(&wanted.shares)?, mounts))
+            Ok::<_, StorageError>((open_shares(&wanted.shares, wanted.users.as_ref())?, mounts))
         });
         let prepared = tokio::time::timeout(self.timeout, prepared).await;
         let prepared = prepared.map_err(|_| SandboxError::StorageTimeout(self.timeout))?;
-        let (files, mounts) = prepared.map_err(|_| SandboxError::Closed)??;
-        let (shares, files, sockets) = sockets::take(&plan.shares, files).map_err(|errno| {
-            SandboxError::Socket { what: "a socket for one of the host's", source: errno.into() }
+        let (OpenShares { files, user_namespace }, mounts) = prepared.map_err(|_| SandboxError::Closed)??;
+        let (shares, files, sockets) = sockets::take(plan, files).map_err(|errno| SandboxError::Socket {
+            what: "a socket for one of the host's",
+            source: errno.into(),
         })?;
-        let changed = server.change(&program, (&shares, &files), &[], self.timeout).await;
+        let open = OpenShares { files, user_namespace };
+        let changed = server.change(&program, (&shares, &open), &[], self.timeout).await;
         if let Err(error) = changed {
             self.withdraw(plan).await;
             return Err(error.into());
@@ -178,7 +182,7 @@ impl Machine {
         if !shares.is_empty() {
             let server = self.file_server.as_ref().ok_or(SandboxError::NoFileServer)?;
             let program = self.assets.fs()?;
-            server.change(&program, (&[], &[]), &shares, self.timeout).await?;
+            server.change(&program, (&[], &OpenShares::default()), &shares, self.timeout).await?;
         }
         Ok(self.dir.write(&self.record)?)
     }

@@ -7,7 +7,7 @@ use rustix::fs::{FileType, fstat};
 
 use super::Machine;
 use crate::error::SandboxError;
-use crate::plan::Share;
+use crate::plan::{Plan, Share};
 use crate::tunnel::{Served, serve_socket};
 
 /// A socket of the host, open.
@@ -26,16 +26,19 @@ pub(super) struct GivenSocket {
     _served: Served,
 }
 
-/// Takes sockets out of the shares.
+/// Takes sockets out of a plan's shares.
 pub(super) fn take(
-    shares: &[Share],
+    plan: &Plan,
     files: Vec<OwnedFd>,
 ) -> rustix::io::Result<(Vec<Share>, Vec<OwnedFd>, Vec<OpenSocket>)> {
     let (mut rest, mut open, mut sockets) = (Vec::new(), Vec::new(), Vec::new());
-    for (share, file) in shares.iter().zip(files) {
+    for (share, file) in plan.shares.iter().zip(files) {
         let stat = fstat(&file)?;
         if FileType::from_raw_mode(stat.st_mode) == FileType::Socket {
-            let (mode, owner) = (stat.st_mode & 0o777, (stat.st_uid, stat.st_gid));
+            let (mode, mut owner) = (stat.st_mode & 0o777, (stat.st_uid, stat.st_gid));
+            if let Some(users) = plan.users.as_ref().filter(|_| share.id_mapped) {
+                owner = (users.uid(owner.0), users.gid(owner.1));
+            }
             sockets.push(OpenSocket { name: share.name.clone(), file, mode, owner });
         } else {
             rest.push(share.clone());

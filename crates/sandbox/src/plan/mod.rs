@@ -22,6 +22,7 @@ mod spec;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use nacre_protocol::ports::USER_NAMESPACE;
 use nacre_protocol::vm::KernelLog;
 use serde_json::Value;
 
@@ -35,6 +36,7 @@ pub use rootfs::{Mount, RootfsPlan};
 use crate::config::VmSettings;
 use crate::hooks::Hooks;
 use crate::mount_points::MountPoint;
+use crate::users::{IdMapError, IdMaps};
 use crate::volumes::Volume;
 
 /// Longest OCI configuration in bytes: it crosses to the agent in one message of at most 4 MiB.
@@ -42,6 +44,9 @@ pub const MAX_SPEC_BYTES: usize = 3 << 20;
 
 /// Type of a network namespace in an OCI configuration.
 const NETWORK: &str = "network";
+
+/// Type of a user namespace there.
+const USER: &str = "user";
 
 /// Host name of a guest whose configuration has none.
 const DEFAULT_HOSTNAME: &str = "nacre";
@@ -117,6 +122,8 @@ pub struct Plan {
     pub hostname: String,
     /// Whether its processes are its own.
     pub own_processes: bool,
+    /// Its ids, where it is in a user namespace.
+    pub users: Option<IdMaps>,
     /// Size of the terminal, columns and rows, where the configuration has one.
     pub console_size: Option<(u32, u32)>,
     /// Preference of the host's OOM killer for the sandbox's processes.
@@ -176,6 +183,9 @@ pub enum PlanError {
     /// A pod in a namespace of the host's.
     #[error("a pod with the host's {0} namespace is not possible in a VM; run it with another runtime class")]
     HostNamespace(&'static str),
+    /// Ids that cannot be mapped so.
+    #[error(transparent)]
+    IdMap(#[from] IdMapError),
     /// No process to run.
     #[error("config.json has no process")]
     NoProcess,
@@ -199,6 +209,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         None => refuse_namespaces(&spec)?,
     }
 
+    let users = users(&mut document, &spec.linux, inputs.joined.as_ref())?;
     let options = annotations::parse(&spec.annotations)?;
     let role = pod::role(&spec.annotations)?;
     let size = match role {
@@ -214,7 +225,12 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
     let mut shares = Vec::new();
     let rootfs = rootfs::sort(inputs.rootfs, &spec.root, inputs.bundle, prefix, &mut shares)?;
     let mut mount_points = mounts::points(&document, inputs.bundle);
-    let place = mounts::Place { bundle: inputs.bundle, prefix, annotations: &spec.annotations };
+    let place = mounts::Place {
+        bundle: inputs.bundle,
+        prefix,
+        annotations: &spec.annotations,
+        users: users.as_ref(),
+    };
     let mut volumes = Vec::new();
     // Only the containers of a pod have any, and those join.
     let by_value = inputs.joined.is_some().then_some(&mut volumes);
@@ -238,6 +254,7 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         rootfs,
         mount_points,
         own_processes,
+        users,
         network,
         cgroup,
         shares,
@@ -261,11 +278,41 @@ impl Plan {
 }
 
 fn refuse_namespaces(spec: &spec::Spec) -> Result<(), PlanError> {
-    let of_the_host = |namespace: &&spec::Namespace| !namespace.path.is_empty() && namespace.kind != NETWORK;
+    let of_the_host = |namespace: &&spec::Namespace| {
+        !namespace.path.is_empty() && ![NETWORK, USER].contains(&namespace.kind.as_str())
+    };
     match spec.linux.namespaces.iter().find(of_the_host) {
         Some(namespace) => Err(pod::foreign(namespace)),
         None => Ok(()),
     }
+}
+
+/// The ids of a container in a user namespace. That of a sandbox is made with the guest, and named by a path of its own; a path
+/// that the host knows it by says nothing there.
+fn users(
+    document: &mut Value,
+    linux: &spec::Linux,
+    joined: Option<&pod::Joined<'_>>,
+) -> Result<Option<IdMaps>, PlanError> {
+    let namespaces = || linux.namespaces.iter().enumerate();
+    let Some((index, namespace)) = namespaces().find(|(_, namespace)| namespace.kind == USER) else {
+        return Ok(None);
+    };
+    let (maps, is_sandboxes) = match joined {
+        Some(joined) if !namespace.path.is_empty() => (joined.users.cloned(), true),
+        _ => (IdMaps::new(linux.uid_mappings.clone(), linux.gid_mappings.clone())?, joined.is_none()),
+    };
+    if maps.is_none() {
+        // Without a path the agent says what is missing.
+        return if namespace.path.is_empty() { Ok(None) } else { Err(pod::foreign(namespace)) };
+    }
+    if let Some(namespace) =
+        document.pointer_mut(&format!("/linux/namespaces/{index}")).filter(|_| is_sandboxes)
+        && let Some(namespace) = namespace.as_object_mut()
+    {
+        namespace.insert("path".to_owned(), Value::from(USER_NAMESPACE));
+    }
+    Ok(maps)
 }
 
 /// A pod that wants the host's network, processes or IPC says so by what its sandbox does not have.
@@ -314,8 +361,8 @@ fn network(spec: &spec::Spec, late_links: bool) -> NetworkPlan {
 }
 
 /// Takes the network namespace out: the guest's own network is the sandbox's, with its links and its loopback, and
-/// nobody else is in it (`docs/adr/0010-the-network-is-the-vms.md`). A container with a user namespace keeps its own,
-/// since only the owner of a network namespace may mount its sysfs (`user_namespaces(7)`).
+/// nobody else is in it (`docs/adr/0010-the-network-is-the-vms.md`). A container that joins with a user namespace of its own
+/// keeps its own, since only the owner of a network namespace may mount its sysfs (`user_namespaces(7)`).
 fn share_network(document: &mut Value) {
     let namespaces = document.pointer_mut("/linux/namespaces").and_then(Value::as_array_mut);
     let Some(namespaces) = namespaces else { return };
@@ -323,7 +370,7 @@ fn share_network(document: &mut Value) {
         namespace.get("path").and_then(Value::as_str).is_some_and(|path| !path.is_empty())
     };
     let is = |namespace: &Value, kind: &str| namespace.get("type").and_then(Value::as_str) == Some(kind);
-    let own_user = namespaces.iter().any(|namespace| is(namespace, "user"));
+    let own_user = namespaces.iter().any(|namespace| is(namespace, USER) && !has_path(namespace));
     // A path is the host's, and its links are the guest's own by now.
     namespaces.retain(|namespace| !is(namespace, NETWORK) || own_user && !has_path(namespace));
 }

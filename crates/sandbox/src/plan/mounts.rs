@@ -12,7 +12,7 @@ use nacre_protocol::files::FILES_DIR;
 use nacre_protocol::fs::{MAX_SHARES, Submounts};
 use nacre_protocol::ports::{SHARED_MEMORY_DIR, SHARES_DIR};
 use nacre_protocol::volumes::VOLUMES_DIR;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use super::files::{self, BundleFile};
 use super::nodes::{self, Node};
@@ -20,6 +20,7 @@ use super::{BlockDevice, in_bundle, pod};
 use crate::mount_points::MountPoint;
 use crate::mount_table;
 use crate::text::harmless;
+use crate::users::{IdMap, IdMaps};
 use crate::volumes::{Volume, is_kept_by_a_kubelet};
 
 /// Types that the guest's kernel makes without anything of the host.
@@ -42,6 +43,8 @@ pub struct Share {
     pub read_only: bool,
     /// What is mounted below it.
     pub submounts: Submounts,
+    /// Its ids are those of the container's user namespace.
+    pub id_mapped: bool,
 }
 
 /// A mount that a guest cannot have.
@@ -82,6 +85,14 @@ pub enum MountError {
         /// Where it should go.
         destination: String,
     },
+    /// Ids that are mapped in a way of their own.
+    #[error(
+        "the mount on {destination} has id mappings that are not those of the container's user namespace, which is not supported"
+    )]
+    IdMap {
+        /// Where it should go.
+        destination: String,
+    },
     /// More than the file server takes.
     #[error("{0} host files and directories are shared, at most {MAX_SHARES} are possible")]
     TooMany(usize),
@@ -96,6 +107,8 @@ pub(super) struct Place<'a> {
     pub(super) prefix: &'a str,
     /// The configuration's.
     pub(super) annotations: &'a BTreeMap<String, String>,
+    /// The container's ids, where it is in a user namespace.
+    pub(super) users: Option<&'a IdMaps>,
 }
 
 /// What bind mounts become beside shares.
@@ -140,6 +153,10 @@ pub(super) fn share_binds(
             let destination = harmless(text("destination"), 256);
             return Err(MountError::Type { kind: harmless(&kind, 32), destination });
         }
+        let id_mapped = has_mapped_ids(mount, place.users)?;
+        let text = |key: &str| mount.get(key).and_then(Value::as_str).unwrap_or_default();
+        let options = mount.get("options").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let has = |word: &str| options.iter().any(|option| option == word);
         let source = in_bundle(place.bundle, text("source"));
         if pod::is_shared_memory(&source, place.annotations) {
             mount.insert("source".to_owned(), Value::String(SHARED_MEMORY_DIR.to_owned()));
@@ -166,7 +183,8 @@ pub(super) fn share_binds(
         }
         if let Some(volumes) = volumes.as_deref_mut().filter(|_| read_only && is_kept_by_a_kubelet(&source)) {
             mount.insert("source".to_owned(), Value::String(format!("{VOLUMES_DIR}/{name}")));
-            volumes.push(Volume { name, source });
+            let users = place.users.filter(|_| id_mapped).cloned();
+            volumes.push(Volume { name, source, users });
             continue;
         }
         let submounts = submounts(options, &source);
@@ -176,7 +194,7 @@ pub(super) fn share_binds(
             mount.insert("options".to_owned(), Value::Array(options));
         }
         mount.insert("source".to_owned(), Value::String(format!("{SHARES_DIR}/{name}")));
-        shares.push(Share { name, source, read_only, submounts });
+        shares.push(Share { name, source, read_only, submounts, id_mapped });
     }
     if shares.len() > MAX_SHARES {
         return Err(MountError::TooMany(shares.len()));
@@ -185,6 +203,35 @@ pub(super) fn share_binds(
     mounts.retain(|_| index.next().is_some_and(|index| !gone.contains(&index)));
     add_devices(document, devices);
     Ok(binds)
+}
+
+/// Whether the ids of a mount are mapped, and takes out what says so: the host does it. Not those of what is mounted below
+/// (`ridmap`), which the agent refuses.
+fn has_mapped_ids(mount: &mut Map<String, Value>, users: Option<&IdMaps>) -> Result<bool, MountError> {
+    let mut lines = |key: &str| {
+        let lines = mount.remove(key).filter(|lines| !lines.is_null());
+        lines.map_or(Ok(Vec::new()), serde_json::from_value::<Vec<IdMap>>)
+    };
+    let maps = match (lines("uidMappings"), lines("gidMappings")) {
+        (Ok(uids), Ok(gids)) => IdMaps::new(uids, gids).ok(),
+        _ => None,
+    };
+    let options = mount.get_mut("options").and_then(Value::as_array_mut);
+    let said = options.is_some_and(|options| {
+        let before = options.len();
+        options.retain(|option| option != "idmap");
+        options.len() < before
+    });
+    match maps {
+        // By the option alone: as those of the container.
+        Some(None) if !said => Ok(false),
+        Some(None) if users.is_some() => Ok(true),
+        Some(Some(maps)) if Some(&maps) == users => Ok(true),
+        _ => {
+            let destination = mount.get("destination").and_then(Value::as_str).unwrap_or_default();
+            Err(MountError::IdMap { destination: harmless(destination, 256) })
+        }
+    }
 }
 
 /// The guest's own devices among the container's.
@@ -259,7 +306,8 @@ mod tests {
         let mut document = json!({ "mounts": mounts });
         let mut shares = Vec::new();
         let annotations = BTreeMap::from([("io.kubernetes.cri.sandbox-id".to_owned(), "p1".to_owned())]);
-        let place = Place { bundle: Path::new("/bundle"), prefix: "", annotations: &annotations };
+        let place =
+            Place { bundle: Path::new("/bundle"), prefix: "", annotations: &annotations, users: None };
         share_binds(&mut document, &place, &mut shares, None)?;
         Ok((shares, document["mounts"].take()))
     }
@@ -274,7 +322,8 @@ mod tests {
                 name: "m0".into(),
                 source: "/srv/data".into(),
                 read_only: true,
-                submounts: Submounts::AsShare
+                submounts: Submounts::AsShare,
+                id_mapped: false,
             }]
         );
         assert_eq!(mounts[0]["source"], "/run/nacre/shares/m0");
@@ -347,7 +396,8 @@ mod tests {
             {"destination": "/etc/hosts", "type": "bind", "source": "hosts", "options": ["rbind", "rprivate"]},
         ]});
         let mut shares = Vec::new();
-        let place = Place { bundle: bundle.path(), prefix: "c2-", annotations: &BTreeMap::new() };
+        let place =
+            Place { bundle: bundle.path(), prefix: "c2-", annotations: &BTreeMap::new(), users: None };
         let Binds { files, .. } = share_binds(&mut document, &place, &mut shares, None).unwrap();
         let expected =
             files::BundleFile { name: "c2-m1".into(), content: b"x".to_vec(), mode: files[0].mode };
@@ -361,9 +411,10 @@ mod tests {
         let mount = |destination: &str, access: &str| json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", access]});
         let mut document = json!({"mounts": [mount("/a", "ro"), mount("/b", "rw")]});
         let (mut shares, mut volumes) = (Vec::new(), Vec::new());
-        let place = Place { bundle: Path::new("/bundle"), prefix: "c2-", annotations: &BTreeMap::new() };
+        let place =
+            Place { bundle: Path::new("/bundle"), prefix: "c2-", annotations: &BTreeMap::new(), users: None };
         share_binds(&mut document, &place, &mut shares, Some(&mut volumes)).unwrap();
-        assert_eq!(volumes, [Volume { name: "c2-m0".into(), source: source.into() }]);
+        assert_eq!(volumes, [Volume { name: "c2-m0".into(), source: source.into(), users: None }]);
         assert_eq!(document["mounts"][0]["source"], "/run/nacre/volumes/c2-m0");
         assert_eq!((shares.len(), shares[0].read_only), (1, false));
     }
@@ -390,7 +441,12 @@ mod tests {
             if linux.is_object() {
                 document["linux"] = linux;
             }
-            let place = Place { bundle: Path::new("/bundle"), prefix: "", annotations: &BTreeMap::new() };
+            let place = Place {
+                bundle: Path::new("/bundle"),
+                prefix: "",
+                annotations: &BTreeMap::new(),
+                users: None,
+            };
             share_binds(&mut document, &place, &mut Vec::new(), None).unwrap();
             assert_eq!(document["mounts"].as_array().unwrap().len(), 1);
             assert_eq!(document["mounts"][0]["destination"], "/srv");
@@ -457,5 +513,51 @@ mod tests {
     fn more_shares_than_one_message_carries_are_refused() {
         let mount = json!({"destination": "/x", "type": "bind", "source": "/x"});
         assert!(matches!(share(Value::Array(vec![mount; MAX_SHARES + 1])), Err(MountError::TooMany(_))));
+    }
+
+    fn mapped(mount: Value, users: Option<&IdMaps>) -> Result<(Vec<Share>, Value), MountError> {
+        let mut document = json!({ "mounts": [mount] });
+        let mut shares = Vec::new();
+        let place = Place { bundle: Path::new("/bundle"), prefix: "", annotations: &BTreeMap::new(), users };
+        share_binds(&mut document, &place, &mut shares, None)?;
+        Ok((shares, document["mounts"][0].take()))
+    }
+
+    #[test]
+    fn ids_of_a_mount_are_the_hosts_to_map_and_none_but_the_containers() {
+        let lines = |host| json!([{"containerID": 0, "hostID": host, "size": 65536}]);
+        let maps = serde_json::from_value::<Vec<IdMap>>(lines(100_000)).unwrap();
+        let users = IdMaps::new(maps.clone(), maps).unwrap();
+        let mount = |host: u32| {
+            json!({"destination": "/a", "source": "/a", "type": "bind", "options": ["rbind"],
+                "uidMappings": lines(host), "gidMappings": lines(host)})
+        };
+        let (shares, sent) = mapped(mount(100_000), users.as_ref()).unwrap();
+        assert!(shares[0].id_mapped);
+        assert_eq!(sent["uidMappings"], Value::Null);
+        // In one word.
+        let plain =
+            json!({"destination": "/a", "source": "/a", "options": ["rbind", "idmap"], "uidMappings": null});
+        let (shares, sent) = mapped(plain.clone(), users.as_ref()).unwrap();
+        assert!(shares[0].id_mapped);
+        assert_eq!(sent["options"], json!(["rbind"]));
+        // Without either, files belong to whom they do on the host.
+        let (shares, _) =
+            mapped(json!({"destination": "/a", "source": "/a", "options": ["bind"]}), users.as_ref())
+                .unwrap();
+        assert!(!shares[0].id_mapped);
+        let mut half = mount(100_000);
+        half["gidMappings"] = json!([]);
+        let mut text = mount(100_000);
+        text["uidMappings"] = json!("all");
+        for (bad, users) in [
+            (mount(200_000), users.as_ref()),
+            (half, users.as_ref()),
+            (text, users.as_ref()),
+            (mount(100_000), None),
+            (plain, None),
+        ] {
+            assert!(matches!(mapped(bad.clone(), users), Err(MountError::IdMap { .. })), "{bad}");
+        }
     }
 }

@@ -12,10 +12,11 @@ use nacre_protocol::id::ContainerId;
 use serde_json::{Map, Value};
 
 use super::spec::{Cpu, Linux, Memory, Namespace, Resources};
-use super::{HostLimits, NETWORK, NetworkPlan, Plan, PlanError, RootfsPlan};
+use super::{HostLimits, NETWORK, NetworkPlan, Plan, PlanError, RootfsPlan, USER};
 use crate::config::VmSettings;
 use crate::hooks::Hooks;
 use crate::text::harmless;
+use crate::users::IdMaps;
 
 const CONTAINER_TYPE: &str = "io.kubernetes.cri.container-type";
 const SANDBOX_ID: &str = "io.kubernetes.cri.sandbox-id";
@@ -62,6 +63,8 @@ pub struct Joined<'a> {
     pub own_processes: bool,
     /// Those of the pod, where no process of its sandbox has set them.
     pub sysctls: &'a BTreeMap<String, String>,
+    /// The ids of the pod, where it is in a user namespace.
+    pub users: Option<&'a IdMaps>,
 }
 
 /// Reads the role.
@@ -122,6 +125,8 @@ pub struct PodRequest {
     pub annotations: BTreeMap<String, String>,
     /// Kernel parameters of its namespaces: each of its containers sets them, and the agent knows which may be.
     pub sysctls: BTreeMap<String, String>,
+    /// Its ids, where it is in a user namespace.
+    pub users: Option<IdMaps>,
 }
 
 /// Limits of a pod; 0 is none.
@@ -169,6 +174,7 @@ pub fn plan(
         rootfs: RootfsPlan::None,
         mount_points: Vec::new(),
         own_processes: false,
+        users: request.users.clone(),
         shares: Vec::new(),
         files: Vec::new(),
         volumes: Vec::new(),
@@ -224,6 +230,10 @@ pub(super) fn join_namespaces(
             continue;
         }
         let name = file_of(namespace, joined).ok_or_else(|| foreign(namespace))?;
+        if name == USER {
+            // Of the pod (see `users` above), whoever its first process is.
+            continue;
+        }
         if name == "pid" && joined.own_processes {
             // All containers have the PID of the VMM, so that this may be any of them.
             return Err(PlanError::TargetProcesses);
@@ -249,6 +259,7 @@ fn file_of(namespace: &Namespace, joined: &Joined<'_>) -> Option<&'static str> {
         "uts" => "uts",
         "pid" => "pid",
         NETWORK => "net",
+        USER if joined.users.is_some() => USER,
         _ => return None,
     };
     (namespace.path == format!("/proc/{}/ns/{name}", joined.host_pid)).then_some(name)
@@ -294,6 +305,7 @@ mod tests {
         network: None,
         own_processes: false,
         sysctls: &NO_SYSCTLS,
+        users: None,
     };
 
     #[test]

@@ -14,6 +14,7 @@ use nacre_protocol::fs::Submounts;
 use super::mounts::Share;
 use super::spec::Root;
 use crate::text::harmless;
+use crate::users;
 
 /// Most layers of an image: each is a descriptor of the one message that starts a VM.
 pub const MAX_LAYERS: usize = 240;
@@ -89,6 +90,11 @@ pub enum RootfsError {
     /// A mount that is not on the root itself.
     #[error("root mount {0} has the target {1:?}, which is not supported")]
     Target(usize, String),
+    /// Ids that nobody would map.
+    #[error(
+        "the ids of a root file system of mount type {0} cannot be mapped; use the overlayfs snapshotter, or one that changes them in the files"
+    )]
+    IdMap(String),
     /// There is neither a mount nor a path.
     #[error("config.json has no root.path, and no root mounts were given")]
     NoRoot,
@@ -102,7 +108,13 @@ pub(super) fn sort(
     prefix: &str,
     shares: &mut Vec<Share>,
 ) -> Result<RootfsPlan, RootfsError> {
+    let is_mapped = |mount: &&Mount| mount.options.iter().any(|option| users::is_option(option));
     match mounts {
+        [first, ..]
+            if matches!(first.kind.as_str(), "erofs" | "ext4") && mounts.iter().any(|m| is_mapped(&m)) =>
+        {
+            return Err(RootfsError::IdMap(first.kind.clone()));
+        }
         [first, ..] if first.kind == "erofs" => return layers(mounts, prefix),
         [only] if only.kind == "ext4" && only.target.is_empty() => return disk(only, prefix),
         _ => {}
@@ -125,7 +137,14 @@ pub(super) fn sort(
     let share = format!("{prefix}{ROOTFS_SHARE}");
     shares.insert(
         0,
-        Share { name: share.clone(), source: path.clone(), read_only, submounts: Submounts::AsShare },
+        Share {
+            name: share.clone(),
+            source: path.clone(),
+            read_only,
+            submounts: Submounts::AsShare,
+            // Its mounts have mapped them where they are.
+            id_mapped: false,
+        },
     );
     Ok(RootfsPlan::Directory { share, path, mounts: mounts.to_vec() })
 }
@@ -252,7 +271,8 @@ mod tests {
                 name: "rootfs".into(),
                 source: "/bundle/rootfs".into(),
                 read_only: false,
-                submounts: Submounts::AsShare
+                submounts: Submounts::AsShare,
+                id_mapped: false,
             }
         );
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 
 use crate::hooks::Hook;
+use crate::users::IdMap;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Spec {
@@ -65,6 +66,10 @@ pub(super) struct Linux {
     pub(super) resources: Resources,
     #[serde(deserialize_with = "null_as_default")]
     pub(super) cgroups_path: String,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(super) uid_mappings: Vec<IdMap>,
+    #[serde(deserialize_with = "null_as_default")]
+    pub(super) gid_mappings: Vec<IdMap>,
 }
 
 #[derive(Debug, Deserialize)]

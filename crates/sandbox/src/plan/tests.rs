@@ -109,7 +109,7 @@ fn network_that_nobody_prepared_is_where_callers_may_put_links_later() {
 }
 
 #[test]
-fn network_is_the_guests_but_for_a_user_namespace() {
+fn network_is_the_guests_and_its_namespace_is_not_made() {
     let kinds = |namespaces: Value| {
         let mut document = spec();
         document["linux"]["namespaces"] = namespaces;
@@ -118,6 +118,7 @@ fn network_is_the_guests_but_for_a_user_namespace() {
     };
     let (pid, network, user) = (json!({"type": "pid"}), json!({"type": "network"}), json!({"type": "user"}));
     assert_eq!(kinds(json!([pid, network])), json!([pid]));
+    // Of which the agent says that it has no maps.
     assert_eq!(kinds(json!([network, user])), json!([network, user]));
     assert_eq!(kinds(Value::Null), Value::Null);
 }
@@ -216,6 +217,7 @@ fn container_that_joins_has_names_of_its_own() {
         network: None,
         own_processes: false,
         sysctls: &BTreeMap::new(),
+        users: None,
     };
     let plan = plan(Inputs {
         bundle: Path::new("/bundle"),
@@ -248,5 +250,80 @@ fn pod_with_the_hosts_network_processes_or_ipc_is_refused() {
             all.iter().filter(|kind| **kind != missing).map(|kind| json!({"type": kind})).collect();
         let error = plan_of(&document).unwrap_err();
         assert!(matches!(error, PlanError::HostNamespace(kind) if kind == missing), "{error}");
+    }
+}
+
+/// A configuration with a user namespace, as containerd makes it.
+fn with_users(mut document: Value, path: &str) -> Value {
+    document["linux"]["namespaces"].as_array_mut().unwrap().push(json!({"type": "user", "path": path}));
+    let lines = json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]);
+    document["linux"]["uidMappings"] = lines.clone();
+    document["linux"]["gidMappings"] = lines;
+    document
+}
+
+fn user_namespace_of(plan: &Plan) -> Value {
+    let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
+    sent["linux"]["namespaces"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|found| found["type"] == "user")
+        .cloned()
+        .unwrap()
+}
+
+#[test]
+fn user_namespace_of_a_sandbox_is_the_guests_wherever_the_host_has_it() {
+    for (kind, path) in [("sandbox", ""), ("sandbox", "/run/netns-user"), ("", "")] {
+        let mut document = pod(kind);
+        if kind.is_empty() {
+            document["annotations"] = json!({});
+        }
+        let plan = plan_of(&with_users(document, path)).unwrap();
+        assert_eq!(plan.users.as_ref().map(|users| (users.uid(7), users.gid(8))), Some((100_007, 100_008)));
+        assert_eq!(user_namespace_of(&plan), json!({"type": "user", "path": "/run/nacre/user-namespace"}));
+    }
+    // A namespace of the host's, of which nothing is known.
+    let mut document = pod("sandbox");
+    document["linux"]["namespaces"]
+        .as_array_mut()
+        .unwrap()
+        .push(json!({"type": "user", "path": "/proc/1/ns/user"}));
+    assert!(matches!(plan_of(&document), Err(PlanError::JoinNamespace { .. })));
+}
+
+#[test]
+fn container_joins_the_user_namespace_of_its_pod_and_no_other() {
+    let users = plan_of(&with_users(pod("sandbox"), "")).unwrap().users;
+    let join = |path: &str, users: Option<&IdMaps>| {
+        let mut document = with_users(pod("container"), path);
+        // A container may not bring others than the pod's.
+        document["linux"]["uidMappings"][0]["hostID"] = json!(5);
+        let spec_json = serde_json::to_vec(&document).unwrap();
+        let joined = pod::Joined {
+            share_prefix: "c3-",
+            host_pid: 700,
+            guest_pid: None,
+            network: None,
+            own_processes: false,
+            sysctls: &BTreeMap::new(),
+            users,
+        };
+        plan(Inputs {
+            bundle: Path::new("/bundle"),
+            spec_json: &spec_json,
+            rootfs: &[Mount { kind: "overlay".into(), ..Mount::default() }],
+            settings: &VmSettings::default(),
+            host: HOST,
+            late_links: false,
+            joined: Some(joined),
+        })
+    };
+    let plan = join("/proc/700/ns/user", users.as_ref()).unwrap();
+    assert_eq!(plan.users, users);
+    assert_eq!(user_namespace_of(&plan)["path"], "/run/nacre/user-namespace");
+    for (path, users) in [("/proc/700/ns/user", None), ("/proc/701/ns/user", users.as_ref())] {
+        assert!(matches!(join(path, users), Err(PlanError::JoinNamespace { .. })), "{path}");
     }
 }

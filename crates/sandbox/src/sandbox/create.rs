@@ -67,6 +67,7 @@ impl Core {
         let names = opened.for_agent(plan.console_size);
         let (hooks, cpu_max, memory_mib) = (plan.hooks.clone(), plan.cgroup.cpu_max, plan.memory_mib);
         let (is_pod, network) = (plan.role == Role::Sandbox, plan.network.path().map(Path::to_owned));
+        let users = plan.users.clone();
         // The agent takes streams before and after the request: they connect meanwhile.
         let streams = opened.connect(&machine.dialer());
         let wanted = new_container(plan, machine.layers());
@@ -99,6 +100,7 @@ impl Core {
             joined: 0,
             // Its own configuration has them.
             sysctls: BTreeMap::new(),
+            users,
         });
         watch_events(&machine, self.sender.clone());
         let machine = self.machine.insert(machine);

@@ -68,12 +68,14 @@ impl Core {
 
     fn plan_joining(&self, request: &CreateRequest, prefix: &str) -> Result<(Plan, u32), SandboxError> {
         let not_running = || SandboxError::NotRunning(request.id.clone());
-        let First { id, guest_pid, network, own_processes, sysctls, .. } =
+        let First { id, guest_pid, network, own_processes, sysctls, users, .. } =
             self.first.as_ref().ok_or_else(not_running)?;
         let host_pid = self.machine.as_ref().ok_or_else(not_running)?.vm().pid();
         let network = network.as_deref();
         let (guest_pid, own_processes) = (*guest_pid, *own_processes);
-        let joined = Joined { share_prefix: prefix, host_pid, guest_pid, network, own_processes, sysctls };
+        let users = users.as_ref();
+        let joined =
+            Joined { share_prefix: prefix, host_pid, guest_pid, network, own_processes, sysctls, users };
         let plan = self.plan(request, Some(joined))?;
         match &plan.role {
             Role::Member { sandbox } if sandbox == id => Ok((plan, host_pid)),

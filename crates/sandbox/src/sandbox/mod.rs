@@ -42,6 +42,7 @@ use crate::hooks::Hooks;
 use crate::machine::{Addition, Machine, Settings};
 use crate::plan::pod::PodRequest;
 use crate::stdio::{Drain, StdioRequest};
+use crate::users::IdMaps;
 use board::Board;
 use process::Process;
 
@@ -190,6 +191,8 @@ struct First {
     joined: u64,
     /// Kernel parameters that those who join set.
     sysctls: BTreeMap<String, String>,
+    /// Ids of its user namespace, where it has one.
+    users: Option<IdMaps>,
 }
 
 /// The task.

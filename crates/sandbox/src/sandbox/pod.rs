@@ -54,6 +54,7 @@ impl Core {
             own_processes: false,
             joined: 0,
             sysctls: request.sysctls.clone(),
+            users: request.users.clone(),
         });
         watch_events(&machine, self.sender.clone());
         let (vm, sender) = (machine.vm().killer(), self.sender.clone());

@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use tracing::{debug, warn};
 
 use crate::agent::{Agent, AgentError};
+use crate::users::IdMaps;
 use read::Tree;
 use watch::Watch;
 
@@ -38,6 +39,8 @@ pub struct Volume {
     pub name: String,
     /// The directory on the host.
     pub source: PathBuf,
+    /// Where its owners are shown as those of a user namespace: its ids.
+    pub users: Option<IdMaps>,
 }
 
 /// Whether a path is that of such a volume: `pods/UID/volumes/KIND/NAME`, wherever the kubelet has its directory.
@@ -71,13 +74,19 @@ pub struct OpenVolume {
 pub fn open(volume: &Volume) -> io::Result<OpenVolume> {
     let tree = Tree::open(&volume.source)?;
     let mut watch = Watch::new();
-    let content = read_watched(&tree, &mut watch)?;
+    let content = read_watched(volume, &tree, &mut watch)?;
     Ok(OpenVolume { volume: volume.clone(), tree, watch, content: Arc::new(content) })
 }
 
 /// Watched first: what changes later is an event.
-fn read_watched(tree: &Tree, watch: &mut Watch) -> io::Result<Vec<VolumeEntry>> {
-    tree.read(&mut |directory| watch.add(directory))
+fn read_watched(volume: &Volume, tree: &Tree, watch: &mut Watch) -> io::Result<Vec<VolumeEntry>> {
+    let mut entries = tree.read(&mut |directory| watch.add(directory))?;
+    if let Some(users) = &volume.users {
+        for entry in &mut entries {
+            (entry.uid, entry.gid) = (users.uid(entry.uid), users.gid(entry.gid));
+        }
+    }
+    Ok(entries)
 }
 
 /// A volume of the guest that follows the host's until this is dropped.
@@ -121,7 +130,7 @@ async fn keep(mut open: OpenVolume, agent: Agent) {
     loop {
         open.watch.changed().await;
         let read = tokio::task::spawn_blocking(move || {
-            let content = read_watched(&open.tree, &mut open.watch);
+            let content = read_watched(&open.volume, &open.tree, &mut open.watch);
             (open, content)
         });
         let Ok((back, content)) = read.await else { return };

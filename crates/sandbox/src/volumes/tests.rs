@@ -1,5 +1,5 @@
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::time::Duration;
 
 use nacre_protocol::rpc::agent::volume_entry::Kind;
@@ -7,9 +7,10 @@ use nacre_protocol::volumes::{MAX_BYTES, MAX_ENTRIES};
 use tempfile::TempDir;
 
 use super::*;
+use crate::users::IdMap;
 
 fn volume(dir: &TempDir) -> Volume {
-    Volume { name: "c1-m0".into(), source: dir.path().to_owned() }
+    Volume { name: "c1-m0".into(), source: dir.path().to_owned(), users: None }
 }
 
 /// What a kubelet does to change a volume.
@@ -100,11 +101,27 @@ async fn each_change_is_noticed_once_it_is_whole() {
     for (version, text) in [("2", "second"), ("3", "third")] {
         publish(dir.path(), version, text);
         tokio::time::timeout(patience, open.watch.changed()).await.unwrap();
-        let content = read_watched(&open.tree, &mut open.watch).unwrap();
+        let content = read_watched(&open.volume, &open.tree, &mut open.watch).unwrap();
         let data = content.iter().find(|entry| entry.path == "..data").unwrap();
         assert_eq!(data.kind, Some(Kind::Link(format!("..{version}"))));
     }
     // Also in a directory that came later.
     fs::write(dir.path().join("..3/key"), "in place").unwrap();
     tokio::time::timeout(patience, open.watch.changed()).await.unwrap();
+}
+
+#[test]
+fn owners_are_those_of_the_user_namespace_where_that_is_asked() {
+    let dir = tempfile::tempdir().unwrap();
+    publish(dir.path(), "1", "first");
+    let line = |host| vec![IdMap { container: 0, host, size: 65_536 }];
+    let users = IdMaps::new(line(100_000), line(200_000)).unwrap();
+    let mut open = open(&Volume { users, ..volume(&dir) }).unwrap();
+    let owner = fs::metadata(dir.path()).map(|data| (data.uid(), data.gid())).unwrap();
+    let expected = (100_000 + owner.0, 200_000 + owner.1);
+    publish(dir.path(), "2", "second");
+    let later = read_watched(&open.volume, &open.tree, &mut open.watch).unwrap();
+    for entry in open.content.iter().chain(&later) {
+        assert_eq!((entry.uid, entry.gid), expected, "{}", entry.path);
+    }
 }
