@@ -13,6 +13,7 @@
 //! | [`security`] | capabilities, seccomp, masked paths, devices, what is refused |
 //! | [`sharing`] | what the containers of a pod share, and what they do not |
 //! | [`volumes`] | directories and files of the host |
+//! | [`users`] | user namespaces |
 //! | [`network`] | addresses, ports, names |
 //! | [`figures`] | limits and what is used of them |
 //! | [`events`] | what the runtime tells by itself |
@@ -31,6 +32,7 @@ mod sandbox_api;
 pub(crate) mod security;
 mod sharing;
 pub(crate) mod streams;
+mod users;
 pub(crate) mod volumes;
 
 use nacre_tests::{Containerd, Shared};
