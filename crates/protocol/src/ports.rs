@@ -28,3 +28,7 @@ pub const SHARED_MEMORY_DIR: &str = "/run/nacre/shm";
 
 /// Path by which a container's configuration names the user namespace of its sandbox. There is no such file.
 pub const USER_NAMESPACE: &str = "/run/nacre/user-namespace";
+
+/// Path by which it names the PID namespace that the containers of a sandbox without a process of its own share. It is made when the
+/// first does, and there is no such file either.
+pub const PROCESS_NAMESPACE: &str = "/run/nacre/process-namespace";

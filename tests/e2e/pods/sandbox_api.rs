@@ -62,3 +62,20 @@ fn stop_and_removal_of_a_pod_without_a_pause_container_can_be_repeated() {
     assert_eq!(pids("nacre-vmm").difference(&before).count(), 0);
     pod.end();
 }
+
+#[test]
+fn containers_without_a_pause_container_share_processes_where_the_pod_says_so() {
+    let stay = NODE.enter();
+    let pod = run(&stay, "shared-plain");
+    let watch = pod.start("watch", Wish::idle().share_processes());
+    let app = pod.start("app", Wish::sh("echo up; exec sleep 4242").share_processes());
+    let seen = pod.sh(&watch, "ps").ok();
+    assert!(seen.text().contains("sleep 4242") && seen.text().contains("sleep 100000"), "{seen:?}");
+    pod.sh(&watch, "set -- $(ps | grep '[s]leep 4242'); kill $1").ok();
+    assert_eq!(pod.wait(&app).exit_code, 143);
+    // What a container leaves behind ends with it, and the pod goes on.
+    let (ended, _) = pod.run_to_end("parent", Wish::sh("sleep 5151 & sleep 0.1; exit 4").share_processes());
+    assert_eq!(ended.exit_code, 4);
+    assert!(!pod.sh(&watch, "ps").ok().text().contains("sleep 5151"));
+    pod.end();
+}

@@ -64,7 +64,8 @@ fn root_of_itself(stay: &Stay<'_>, handler: &str, name: &str) {
                   && python3 -c 'import socket; print(socket.create_server((\"\", 80)).getsockname()[1]); \
                   socket.socket(socket.AF_INET, socket.SOCK_RAW, 1)' && echo new > /etc/new && cat /etc/new; exec sleep 100000";
     let first = pod.start("first", within(Wish::sh(script)));
-    let name_of = |kind: &str| pod.sh(&first, &format!("readlink /proc/self/ns/{kind}")).ok().text().to_owned();
+    let name_of =
+        |kind: &str| pod.sh(&first, &format!("readlink /proc/self/ns/{kind}")).ok().text().to_owned();
     let expected = format!("0:0\n0:0\n0:0\n{name}\neth0\nlo\n80\nnew\n");
     let logged = || {
         let log = pod.log("first", 0);

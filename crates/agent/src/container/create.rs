@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nacre_protocol::id::ContainerId;
-use nacre_protocol::ports::USER_NAMESPACE;
+use nacre_protocol::ports::{PROCESS_NAMESPACE, USER_NAMESPACE};
 use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, chmod, chown, makedev, mkdir, mknodat, open, openat2,
 };
@@ -178,6 +178,7 @@ pub(super) fn clone_tree(file: &OwnedFd, recursive: bool) -> rustix::io::Result<
 fn open_namespace(guest: &Guest, join: &JoinPlan) -> Result<OwnedFd, CreateError> {
     let file = match guest.launcher.namespaces() {
         Some(namespaces) if join.path == USER_NAMESPACE => duplicate(namespaces.user())?,
+        _ if join.path == PROCESS_NAMESPACE => guest.launcher.process_namespace(guest)?,
         _ => open(&*join.path, OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK, Mode::empty())
             .map_err(source_error("namespace", &join.path))?,
     };

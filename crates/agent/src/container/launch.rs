@@ -48,6 +48,15 @@ pub struct Launcher {
     running: Mutex<Option<Running>>,
     /// Those that it is in, where they are not the agent's.
     namespaces: OnceLock<Namespaces>,
+    /// That of the sandbox's processes, once it is made.
+    processes: Mutex<Option<ProcessNamespace>>,
+}
+
+/// A PID namespace, whose first process ends with this.
+#[derive(Debug)]
+struct ProcessNamespace {
+    file: OwnedFd,
+    _channel: OwnedFd,
 }
 
 /// The namespaces of a sandbox whose containers are in a user namespace. It owns the others.
@@ -122,6 +131,35 @@ impl Launcher {
     /// Those that were made.
     pub fn namespaces(&self) -> Option<&Namespaces> {
         self.namespaces.get()
+    }
+
+    /// A descriptor of the PID namespace that the containers of a sandbox share which has no process of its own. The first call
+    /// makes it, with a first process that lasts as long as the guest.
+    ///
+    /// # Errors
+    /// [`CreateError`].
+    pub(super) fn process_namespace(&self, guest: &Guest) -> Result<OwnedFd, CreateError> {
+        let mut slot = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
+        let namespace = match slot.take() {
+            Some(namespace) => namespace,
+            None => self.make_process_namespace(guest)?,
+        };
+        rustix::io::fcntl_dupfd_cloexec(&slot.insert(namespace).file, 3).map_err(CreateError::Orders)
+    }
+
+    fn make_process_namespace(&self, guest: &Guest) -> Result<ProcessNamespace, CreateError> {
+        let (ours, theirs) =
+            channel::pair().map_err(|error| CreateError::Child("socket pair", error.into()))?;
+        self.fork_stage(guest, theirs)?;
+        let user = self.namespaces().map(Namespaces::user);
+        channel::send(&ours, &Command::MakeProcessNamespace, user.as_slice())
+            .map_err(|error| CreateError::Child("orders", error))?;
+        let file = match report(&ours, "making a process namespace")? {
+            (Report::Namespaces, files) => files.into_iter().next(),
+            _ => None,
+        };
+        let file = file.ok_or_else(|| CreateError::Protocol("no namespace came".into()))?;
+        Ok(ProcessNamespace { file, _channel: ours })
     }
 
     /// Has a first stage forked, with `socket` as its channel.

@@ -78,6 +78,9 @@ pub(crate) enum Command {
     MakeNamespaces { uid_map: Vec<IdMap>, gid_map: Vec<IdMap> },
     /// To the launcher: enter the namespaces whose files come along, and whatever it forks with it. No answer.
     Enter,
+    /// To a first stage, in place of orders: make a PID namespace, in the user namespace that comes along where one does, and answer
+    /// with [`Report::Namespaces`].
+    MakeProcessNamespace,
     /// The orders are `json` bytes, then the filter, in the memfd that is the first descriptor.
     Orders { json: usize },
     /// Fork.
@@ -91,7 +94,7 @@ pub(crate) enum Command {
 /// Child to agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// The sandbox's namespaces come along: user, network, IPC, UTS.
+    /// The sandbox's namespaces come along: user, network, IPC, UTS; or the one of its processes.
     Namespaces,
     /// The first stage is about to fork.
     Prepared,

@@ -1,7 +1,7 @@
 //! Containers that share namespaces and memory, as those of a pod do.
 
 use nacre_agent::container::{CreateError, IdMaps};
-use nacre_protocol::ports::USER_NAMESPACE;
+use nacre_protocol::ports::{PROCESS_NAMESPACE, USER_NAMESPACE};
 use serde_json::{Value, json};
 
 use crate::fixture::{Started, TestGuest, chain};
@@ -186,4 +186,46 @@ fn namespaces_are_made_once_and_a_path_to_them_leads_nowhere_without() {
     let maps = IdMaps::new([(0, 1, 5), (0, 9, 5)], map).unwrap().unwrap();
     let error = guest.guest.launcher.make_namespaces(&guest.guest, maps).unwrap_err();
     assert!(chain(&error).contains("make namespaces"), "{}", chain(&error));
+}
+
+/// A configuration that is in the PID namespace of a sandbox without a process of its own.
+fn sharing_processes(mut spec: Value) -> Value {
+    for namespace in spec["linux"]["namespaces"].as_array_mut().unwrap() {
+        if namespace["type"] == "pid" {
+            namespace["path"] = json!(PROCESS_NAMESPACE);
+        }
+    }
+    spec
+}
+
+#[test]
+fn containers_share_processes_where_the_sandbox_has_none() {
+    for guest in [TestGuest::new(), guest_of_users()] {
+        let spec = |script: &str| match guest.guest.launcher.namespaces() {
+            Some(_) => sharing_processes(of_users(&guest, script)),
+            None => sharing_processes(guest.spec(script)),
+        };
+        let mut first =
+            guest.create(&spec("sleep 1000 & echo $!; read line; kill $!; exit 4")).unwrap().start();
+        let sleeper = first.line();
+        // The launcher is not what keeps the namespace.
+        guest.kill_launcher();
+        let script = format!("cat /proc/{sleeper}/comm /proc/1/comm; kill -9 1; (sleep 0.1 &); echo $$");
+        for _ in 0..2 {
+            let ended = guest.run(&spec(&script));
+            let lines: Vec<&str> = ended.stdout.lines().collect();
+            assert_eq!(lines[..2], ["sleep", "pause"], "{ended:?}");
+            assert_ne!(lines[2], "1", "{ended:?}");
+        }
+        // Its first process cannot be looked into, and nothing could be seen.
+        let ended = guest.run(&spec("cat /proc/1/environ || ls /proc/1/root/"));
+        assert!(ended.status != 0 && ended.stdout.is_empty(), "{ended:?}");
+        first.say("\n");
+        assert_eq!(first.finish().status, 4);
+        // Orphans of containers that have ended are reaped.
+        let ended =
+            guest.run(&spec("sleep 1; grep -l '^State:.Z' /proc/[0-9]*/status; ls -d /proc/[0-9]* | wc -l"));
+        let count: u32 = ended.stdout.trim().parse().unwrap_or_else(|_| panic!("{ended:?}"));
+        assert!(count <= 4, "{ended:?}");
+    }
 }

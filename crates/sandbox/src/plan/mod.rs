@@ -170,11 +170,6 @@ pub enum PlanError {
         /// Where it is.
         path: String,
     },
-    /// The processes of a sandbox that has none.
-    #[error(
-        "processes cannot be shared in a sandbox without a process of its own; use the sandboxer \"podsandbox\""
-    )]
-    SharedProcesses,
     /// A debugger's wish for the processes of one container.
     #[error(
         "the processes of another container (a debug target) cannot be joined; let the pod share its processes"

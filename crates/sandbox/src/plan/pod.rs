@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nacre_protocol::id::ContainerId;
+use nacre_protocol::ports::PROCESS_NAMESPACE;
 use serde_json::{Map, Value};
 
 use super::spec::{Cpu, Linux, Memory, Namespace, Resources};
@@ -238,13 +239,12 @@ pub(super) fn join_namespaces(
             // All containers have the PID of the VMM, so that this may be any of them.
             return Err(PlanError::TargetProcesses);
         }
-        let pid = match joined.guest_pid {
-            Some(pid) => pid,
+        let path = match joined.guest_pid {
+            Some(pid) => format!("/proc/{pid}/ns/{name}"),
             // The guest's first process is the agent: its other processes are nobody's business.
-            None if name == "pid" => return Err(PlanError::SharedProcesses),
-            None => 1,
+            None if name == "pid" => PROCESS_NAMESPACE.to_owned(),
+            None => format!("/proc/1/ns/{name}"),
         };
-        let path = format!("/proc/{pid}/ns/{name}");
         if let Some(place) = document.pointer_mut(&format!("/linux/namespaces/{index}/path")) {
             *place = Value::String(path);
         }
@@ -352,10 +352,10 @@ mod tests {
     }
 
     #[test]
-    fn sandbox_without_a_process_shares_what_is_the_guests_but_its_processes() {
+    fn sandbox_without_a_process_shares_what_is_the_guests_and_processes_of_its_own() {
         let alone = Joined { guest_pid: None, ..JOINED };
         assert_eq!(joined("ipc", "/proc/700/ns/ipc", &alone).unwrap(), "/proc/1/ns/ipc");
-        assert!(matches!(joined("pid", "/proc/700/ns/pid", &alone), Err(PlanError::SharedProcesses)));
+        assert_eq!(joined("pid", "/proc/700/ns/pid", &alone).unwrap(), "/run/nacre/process-namespace");
     }
 
     #[test]

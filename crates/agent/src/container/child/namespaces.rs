@@ -67,7 +67,7 @@ pub(super) fn become_root(child: &mut Child) -> Result<(), StepError> {
     if child.init()?.plan.namespaces.has_user() { take_root() } else { Ok(()) }
 }
 
-fn take_root() -> Result<(), StepError> {
+pub(super) fn take_root() -> Result<(), StepError> {
     let error = |error| StepError::Call("become root of the user namespace", error);
     set_thread_groups(&[]).map_err(error)?;
     set_thread_res_gid(Some(Gid::ROOT), Some(Gid::ROOT), Some(Gid::ROOT)).map_err(error)?;

@@ -19,10 +19,14 @@ pub(super) fn attach(child: &mut Child) -> Result<(), StepError> {
     let rootfs = child.fds.take(rootfs)?;
     let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
     mount_change("/", private).map_err(|error| StepError::Call("make all mounts private", error))?;
-    move_mount(&rootfs, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .map_err(|error| StepError::Call("attach the root file system", error))?;
+    attach_at_root(&rootfs).map_err(|error| StepError::Call("attach the root file system", error))?;
     child.root = Some(Root::new(rootfs));
     Ok(())
+}
+
+/// Attaches a detached mount on top of the root directory.
+pub(super) fn attach_at_root(mount: impl AsFd) -> rustix::io::Result<()> {
+    move_mount(mount, "", CWD, "/", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 /// Makes the attached file system the root, and lets go of the agent's tree.
@@ -38,7 +42,12 @@ pub(super) fn enter(child: &mut Child) -> Result<(), StepError> {
         mount_setattr(root.dir(), &attr, false)
             .map_err(|error| StepError::Call("set root attributes", error))?;
     }
-    fchdir(root.dir()).map_err(|error| StepError::Call("enter the root file system", error))?;
+    swap(root.dir())
+}
+
+/// Makes an attached file system the root.
+pub(super) fn swap(root: impl AsFd) -> Result<(), StepError> {
+    fchdir(root).map_err(|error| StepError::Call("enter the root file system", error))?;
     // Both at once (pivot_root(2), "pivot_root(".", ".")"): the old root ends up on top of the new one.
     pivot_root(".", ".").map_err(|error| StepError::Call("pivot_root", error))?;
     unmount(".", UnmountFlags::DETACH).map_err(|error| StepError::Call("detach the old root", error))?;

@@ -1,19 +1,36 @@
-//! The namespaces of a sandbox whose containers are in a user namespace: the launcher makes them, and all that it forks is in
-//! them.
+//! Namespaces of a sandbox: those that its user namespace owns, where it has one, which the launcher makes and all that it forks is
+//! in; and that of its processes, where no container of its own has made it.
 
+use std::convert::Infallible;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{Mode, OFlags, open};
-use rustix::process::{Signal, WaitOptions, pidfd_send_signal, set_parent_process_death_signal, waitpid};
-use rustix::thread::move_into_link_name_space;
+use rustix::mount::{MountPropagationFlags, mount_change};
+use rustix::process::{
+    DumpableBehavior, Gid, Signal, Uid, WaitOptions, pidfd_send_signal, set_dumpable_behavior,
+    set_parent_process_death_signal, waitpid,
+};
+use rustix::thread::{
+    move_into_link_name_space, set_name, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
 
 use super::error::StepError;
 use super::stage::write_map;
+use super::{mounts, namespaces, pivot};
+use crate::container::channel;
+use crate::container::orders::{Command, Report};
 use crate::container::plan::IdMap;
 use crate::container::sys::clone::{Fork, Forked, fork};
+use crate::container::sys::mount::{
+    ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAttr, mount_setattr,
+};
+use crate::container::sys::task;
 
 /// The user namespace first; it owns the others.
 const KINDS: [&str; 4] = ["user", "net", "ipc", "uts"];
+
+/// Who has nothing: the user of the CRI's own pause images.
+const NOBODY: u32 = 65_535;
 
 const FLAGS: u64 =
     (libc::CLONE_NEWUSER | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS) as u64;
@@ -46,6 +63,54 @@ fn hold() -> u8 {
     }
     loop {
         std::thread::park();
+    }
+}
+
+/// Makes the PID namespace of a sandbox, whose first process sends its file. `user` is the user namespace that it belongs to, where
+/// that is not the guest's.
+pub(super) fn make_process_namespace(channel: &OwnedFd, user: Option<OwnedFd>) -> Result<(), StepError> {
+    enter(user.as_slice())?;
+    let namespaces = (libc::CLONE_NEWPID | libc::CLONE_NEWNS) as u64;
+    // The agent's child, which it reaps when the guest ends.
+    let what = Fork { namespaces, sibling: true, ..Fork::default() };
+    let first = fork(&what, || match be_first_process(channel, user.is_some()) {
+        Ok(never) => match never {},
+        Err(error) => super::fail(channel.as_fd(), "first process", error),
+    });
+    first.map(drop).map_err(|error| StepError::Call("clone3", error))
+}
+
+/// PID 1 of a sandbox's processes: reaps, and is nothing else. Whoever may look at it finds a process of nobody in an empty
+/// directory.
+fn be_first_process(channel: &OwnedFd, in_user_namespace: bool) -> Result<Infallible, StepError> {
+    const OWN: &str = "/proc/self/ns/pid";
+    let file =
+        open(OWN, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(StepError::path("open", OWN))?;
+    let call = |step| move |error| StepError::Call(step, error);
+    task::ignore_ends_of_children();
+    set_name(c"pause").map_err(call("set name"))?;
+    if in_user_namespace {
+        namespaces::take_root()?;
+    }
+    let empty = mounts::filesystem("tmpfs", "pause", &[("size".to_owned(), Some("4k".to_owned()))], "/")?;
+    let private = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
+    mount_change("/", private).map_err(call("make all mounts private"))?;
+    pivot::attach_at_root(&empty).map_err(call("attach an empty root"))?;
+    let set = ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV | ATTR_NOEXEC;
+    mount_setattr(&empty, &MountAttr { set, ..MountAttr::default() }, false)
+        .map_err(call("set root attributes"))?;
+    pivot::swap(&empty)?;
+    set_thread_groups(&[]).map_err(call("drop groups"))?;
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    set_thread_res_gid(Some(group), Some(group), Some(group)).map_err(call("drop group"))?;
+    set_thread_res_uid(Some(user), Some(user), Some(user)).map_err(call("drop user"))?;
+    set_dumpable_behavior(DumpableBehavior::NotDumpable).map_err(call("be not dumpable"))?;
+    channel::send(channel, &Report::Namespaces, &[file.as_fd()])
+        .map_err(|_| StepError::Orders("the agent does not listen"))?;
+    task::close_all_but(channel);
+    // The agent holds its end for as long as it holds the namespace, and says nothing.
+    match channel::receive::<Command>(channel, None) {
+        Ok(_) | Err(_) => Err(StepError::Orders("the agent has given up")),
     }
 }
 

@@ -81,7 +81,12 @@ fn stage(channel: &OwnedFd) -> u8 {
 }
 
 fn run(channel: &OwnedFd) -> Result<u8, StepError> {
-    let (orders, filter, fds) = receive_orders(channel)?;
+    let first = channel::receive::<Command>(channel, None);
+    let (command, fds) = first.map_err(|_| StepError::Orders("no message came"))?;
+    if command == Command::MakeProcessNamespace {
+        return sandbox::make_process_namespace(channel, fds.into_iter().next()).map(|()| 0);
+    }
+    let (orders, filter, fds) = read_orders(command, fds)?;
     let Orders { task, process, stdio, personality, cgroups } = orders;
     inherit(&process)?;
     let plan = match &task {
@@ -245,10 +250,8 @@ fn send(channel: &OwnedFd, report: &Report) -> Result<(), StepError> {
     channel::send(channel, report, &[]).map_err(|_| StepError::Orders("the agent does not listen"))
 }
 
-fn receive_orders(channel: &OwnedFd) -> Result<(Orders, Option<Filter>, Fds), StepError> {
+fn read_orders(command: Command, fds: Vec<OwnedFd>) -> Result<(Orders, Option<Filter>, Fds), StepError> {
     let malformed = StepError::Orders;
-    let (command, fds) =
-        channel::receive::<Command>(channel, None).map_err(|_| malformed("no message came"))?;
     let Command::Orders { json } = command else { return Err(malformed("something else came first")) };
     let mut fds = fds.into_iter();
     let memory = fds.next().ok_or(malformed("they came without their memory"))?;

@@ -18,6 +18,25 @@ pub(crate) fn cloexec_from(first: u32) -> rustix::io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, flags) }).map(|_| ())
 }
 
+/// Closes every other descriptor, whoever in this process owns it.
+///
+/// For a fork that never returns to whoever does.
+pub(crate) fn close_all_but(kept: impl AsFd) {
+    let kept = kept.as_fd().as_raw_fd().unsigned_abs();
+    if let Some(below) = kept.checked_sub(1) {
+        // SAFETY: breaks the owners of descriptors, none of whom runs again: see above.
+        unsafe { libc::syscall(libc::SYS_close_range, 0, below, 0) };
+    }
+    // SAFETY: as above.
+    unsafe { libc::syscall(libc::SYS_close_range, kept + 1, u32::MAX, 0) };
+}
+
+/// Lets the kernel reap the children of this process, and those that it inherits (wait(2), "NOTES").
+pub(crate) fn ignore_ends_of_children() {
+    // SAFETY: SIG_IGN installs no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_IGN) };
+}
+
 /// struct sigaction as rt_sigaction(2) takes it on x86_64, all zero: SIG_DFL, no flags, empty mask.
 #[repr(C)]
 #[derive(Default)]
