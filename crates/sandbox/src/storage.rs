@@ -52,7 +52,7 @@ pub(crate) fn is_kernel_tree(kind: rustix::fs::FsWord) -> bool {
 const SECTOR: u64 = 512;
 
 /// The kernel takes one page of mount options.
-const MAX_MOUNT_DATA: usize = 4095;
+pub(crate) const MAX_MOUNT_DATA: usize = 4095;
 
 /// A root file system or share that cannot be given to the guest.
 #[derive(Debug, thiserror::Error)]

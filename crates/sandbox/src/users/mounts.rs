@@ -12,6 +12,7 @@ use rustix::mount::{
 };
 use rustix::process::chdir;
 
+use crate::storage::MAX_MOUNT_DATA;
 use crate::sys;
 
 /// Mounts an overlay on a directory, with the ids of its lower directories mapped.
@@ -71,7 +72,14 @@ fn mapped_overlay(point: &Path, flags: MountFlags, options: &[&str], users: &Own
         data.push(format!("lowerdir={}", names.join(":")));
     }
     create_dir(MERGED)?;
-    let data = std::ffi::CString::new(data.join(","))?;
+    let data = data.join(",");
+    if data.len() > MAX_MOUNT_DATA {
+        return Err(io::Error::other(format!(
+            "{} bytes of options are more than the kernel takes",
+            data.len()
+        )));
+    }
+    let data = std::ffi::CString::new(data)?;
     mount("overlay", MERGED, "overlay", flags, Some(data.as_c_str()))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     Ok(open_tree(CWD, MERGED, flags)?)
