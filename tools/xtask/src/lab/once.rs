@@ -127,6 +127,7 @@ fn follow(
         let hangs = job.silence.is_some_and(|silence| heard.elapsed() > silence);
         if hangs || Instant::now() > deadline {
             running.kill();
+            tell_of_faults(&machine);
             let why = if hangs { "says nothing any more" } else { "ran out of time" };
             eprintln!("lab: the command {why}");
             return Ok(TIMED_OUT);
@@ -134,12 +135,36 @@ fn follow(
     }
     let ended = running.qemu.wait()?;
     running.reap();
+    tell_of_faults(&machine);
     let text = String::from_utf8_lossy(&status);
     if text.trim().is_empty() {
         let (log, console) = (tail(&machine.log(), 5), tail(&machine.console(), 15));
         bail!("the lab's machine ended without a status ({ended})\n{log}\n{console}");
     }
     text.trim().parse().context("the lab's machine gave no status")
+}
+
+/// A fault of the machine's own kernel, which the emulator makes now and then in the thread of a vCPU, is not the end of the
+/// machine: the VM that it met hangs, and what waits for it runs out of time.
+fn tell_of_faults(machine: &Machine<'_>) {
+    let console = std::fs::read(machine.console()).unwrap_or_default();
+    let console = String::from_utf8_lossy(&console);
+    for fault in faults(&console) {
+        eprintln!("lab: the machine's own kernel had a fault, and a VM may hang of it: {fault}");
+    }
+}
+
+/// What each fault was, and whom it met.
+fn faults(console: &str) -> Vec<String> {
+    let mut lines = console.lines();
+    let mut found = Vec::new();
+    while let Some(line) = lines.next() {
+        let Some((_, what)) = line.split_once("Oops: ") else { continue };
+        let whom = lines.next().and_then(|line| line.split_once(" Comm: "));
+        let whom = whom.and_then(|(_, rest)| rest.split_whitespace().next()).unwrap_or("somebody");
+        found.push(format!("{what} in {whom}"));
+    }
+    found
 }
 
 fn read_port(index: usize, stream: &mut dyn Read, send: &mpsc::Sender<Piece>) {
@@ -190,5 +215,15 @@ mod tests {
             let out = std::process::Command::new("sh").args(["-c", &script]).output().unwrap();
             assert_eq!(out.stdout, word.as_bytes());
         }
+    }
+
+    #[test]
+    fn faults_of_a_kernel_are_told_with_whom_they_met() {
+        let console = "[    6.0] BUG: TASK stack guard page was hit at 1\n\
+                       [    6.1] Oops: stack guard page: 0000 [#1] PREEMPT SMP NOPTI\n\
+                       [    6.2] CPU: 0 UID: 2000037339 PID: 2526 Comm: vcpu0 Tainted: G            E\n\
+                       [  397.9] CPU: 0 UID: 0 PID: 0 Comm: swapper/0 Tainted: G            E";
+        assert_eq!(faults(console), ["stack guard page: 0000 [#1] PREEMPT SMP NOPTI in vcpu0"]);
+        assert!(faults("[    1.0] kvm: unhandled").is_empty());
     }
 }
