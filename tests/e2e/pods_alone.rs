@@ -52,7 +52,12 @@ fn container_that_ends_is_told_and_its_place_can_be_taken() {
 
     let (used, cpu) = {
         let idle = pod.start("idle", Wish::sh("exec sleep 100000"));
-        let stats = pod.stats(&idle);
+        // The kernel's figures of a cgroup are up to two seconds old: at first there may be more page cache than memory.
+        let mut stats = pod.stats(&idle);
+        wait_for("memory that the container works with", || {
+            stats = pod.stats(&idle);
+            stats.memory.working_set_bytes.value > 0
+        });
         pod.stop(&idle);
         pod.remove(&idle);
         (stats.memory.working_set_bytes.value, stats.cpu.usage_core_nano_seconds.value)
