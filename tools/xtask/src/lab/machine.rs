@@ -26,14 +26,8 @@ const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet loglevel=4 reboot=t panic=-1
 /// As fast as it can. Without ERMS and FSRM kernels clear and copy pages by eight bytes a step instead of one: the emulator
 /// carries out each step by itself, and one that hits a page with translated code (what a VM that is gone has left) is
 /// dear. A start of a VM takes half the time.
-const FAST: &[&str] = &[
-    "-cpu",
-    "max,la57=off,erms=off,fsrm=off,vgif=off,v-vmsave-vmload=off",
-    "-accel",
-    "tcg,thread=multi,tb-size=512",
-    "-smp",
-    "2",
-];
+const FAST: &[&str] =
+    &["-cpu", "max,la57=off,erms=off,fsrm=off", "-accel", "tcg,thread=multi,tb-size=512", "-smp", "2"];
 
 /// One nanosecond for each instruction. The processor stays what every figure was measured on.
 const COUNTED: &[&str] = &[
