@@ -127,7 +127,7 @@ fn follow(
         let hangs = job.silence.is_some_and(|silence| heard.elapsed() > silence);
         if hangs || Instant::now() > deadline {
             running.kill();
-            tell_of_faults(&machine);
+            tell_of_faults(machine);
             let why = if hangs { "says nothing any more" } else { "ran out of time" };
             eprintln!("lab: the command {why}");
             return Ok(TIMED_OUT);
@@ -135,7 +135,7 @@ fn follow(
     }
     let ended = running.qemu.wait()?;
     running.reap();
-    tell_of_faults(&machine);
+    tell_of_faults(machine);
     let text = String::from_utf8_lossy(&status);
     if text.trim().is_empty() {
         let (log, console) = (tail(&machine.log(), 5), tail(&machine.console(), 15));
