@@ -203,23 +203,19 @@ fn vm_of_a_pod_has_the_size_of_its_limits_and_a_file_server() {
     assert!(!plan_of(&spec()).unwrap().needs_file_server());
 }
 
-#[test]
-fn container_that_joins_has_names_of_its_own() {
-    let mut document = pod("container");
-    document["mounts"] =
-        json!([{"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}]);
-    document["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/700/ns/ipc"}, {"type": "pid"}]);
-    let spec_json = serde_json::to_vec(&document).unwrap();
+/// Plans a container that joins the sandbox whose VMM is process 700.
+fn plan_joining(document: &Value, guest_pid: Option<u32>, users: Option<&IdMaps>) -> Result<Plan, PlanError> {
+    let spec_json = serde_json::to_vec(document).unwrap();
     let joined = pod::Joined {
         share_prefix: "c3-",
         host_pid: 700,
-        guest_pid: Some(60),
+        guest_pid,
         network: None,
         own_processes: false,
         sysctls: &BTreeMap::new(),
-        users: None,
+        users,
     };
-    let plan = plan(Inputs {
+    plan(Inputs {
         bundle: Path::new("/bundle"),
         spec_json: &spec_json,
         rootfs: &[Mount { kind: "overlay".into(), ..Mount::default() }],
@@ -228,7 +224,15 @@ fn container_that_joins_has_names_of_its_own() {
         late_links: false,
         joined: Some(joined),
     })
-    .unwrap();
+}
+
+#[test]
+fn container_that_joins_has_names_of_its_own() {
+    let mut document = pod("container");
+    document["mounts"] =
+        json!([{"destination": "/data", "type": "bind", "source": "/srv", "options": ["rbind"]}]);
+    document["linux"]["namespaces"] = json!([{"type": "ipc", "path": "/proc/700/ns/ipc"}, {"type": "pid"}]);
+    let plan = plan_joining(&document, Some(60), None).unwrap();
     assert_eq!(
         plan.shares.iter().map(|share| share.name.as_str()).collect::<Vec<_>>(),
         ["c3-rootfs", "c3-m0"]
@@ -300,25 +304,7 @@ fn container_joins_the_user_namespace_of_its_pod_and_no_other() {
         let mut document = with_users(pod("container"), path);
         // A container may not bring others than the pod's.
         document["linux"]["uidMappings"][0]["hostID"] = json!(5);
-        let spec_json = serde_json::to_vec(&document).unwrap();
-        let joined = pod::Joined {
-            share_prefix: "c3-",
-            host_pid: 700,
-            guest_pid: None,
-            network: None,
-            own_processes: false,
-            sysctls: &BTreeMap::new(),
-            users,
-        };
-        plan(Inputs {
-            bundle: Path::new("/bundle"),
-            spec_json: &spec_json,
-            rootfs: &[Mount { kind: "overlay".into(), ..Mount::default() }],
-            settings: &VmSettings::default(),
-            host: HOST,
-            late_links: false,
-            joined: Some(joined),
-        })
+        plan_joining(&document, None, users)
     };
     let plan = join("/proc/700/ns/user", users.as_ref()).unwrap();
     assert_eq!(plan.users, users);
