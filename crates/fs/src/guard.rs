@@ -17,6 +17,7 @@ use fuse_backend_rs::api::server::MAX_BUFFER_SIZE;
 use fuse_backend_rs::passthrough::PassthroughFs;
 
 use crate::mounts::KernelTrees;
+use crate::versions::Versions;
 
 /// What is negotiated beside what the inner file system asks for. Without `BIG_WRITES` and `MAX_PAGES` Linux sends one
 /// page with each write. `AUTO_INVAL_DATA` drops cached pages when the host changes a file.
@@ -90,11 +91,12 @@ fn open_flags(flags: u32) -> u32 {
 pub(crate) struct GuardedFs {
     inner: PassthroughFs,
     kernel_trees: KernelTrees,
+    versions: Versions,
 }
 
 impl GuardedFs {
     pub(crate) fn new(inner: PassthroughFs) -> Self {
-        Self { inner, kernel_trees: KernelTrees::default() }
+        Self { inner, kernel_trees: KernelTrees::default(), versions: Versions::new() }
     }
 }
 
@@ -215,7 +217,13 @@ impl FileSystem for GuardedFs {
         flags: u32,
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
-        self.inner.open(ctx, inode, open_flags(flags), fuse_flags)
+        let flags = open_flags(flags);
+        // Before the open, so that a change after it shows at the next one. A failure is the open's to tell.
+        let unchanged =
+            self.getattr(ctx, inode, None).is_ok_and(|(stat, _)| self.versions.note(inode, &stat));
+        let (handle, mut options, passthrough) = self.inner.open(ctx, inode, flags, fuse_flags)?;
+        options.set(OpenOptions::KEEP_CACHE, unchanged && flags & libc::O_TRUNC.unsigned_abs() == 0);
+        Ok((handle, options, passthrough))
     }
 
     fn create(

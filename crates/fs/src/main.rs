@@ -17,6 +17,7 @@ mod jail;
 mod mounts;
 mod start;
 mod sys;
+mod versions;
 
 use std::process::ExitCode;
 use std::thread;

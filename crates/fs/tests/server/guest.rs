@@ -213,8 +213,14 @@ impl Guest {
     }
 
     pub(crate) fn open(&mut self, node: u64, flags: i32) -> Result<u64, Errno> {
+        self.open_with_options(node, flags).map(|(handle, _)| handle)
+    }
+
+    /// The handle, and FOPEN_* flags.
+    pub(crate) fn open_with_options(&mut self, node: u64, flags: i32) -> Result<(u64, u32), Errno> {
         let open = OpenIn { flags: flags.unsigned_abs(), fuse_flags: 0 };
-        Ok(object::<OpenOut>(&self.call(Opcode::Open, node, &[open.as_slice()])?).fh)
+        let out: OpenOut = object(&self.call(Opcode::Open, node, &[open.as_slice()])?);
+        Ok((out.fh, out.open_flags))
     }
 
     pub(crate) fn open_directory(&mut self, node: u64) -> Result<u64, Errno> {

@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`process`], [`guest`] | the process with its sockets; the driver that plays a guest |
+//! | [`cache`] | pages that are kept from one open to the next |
 //! | [`change`] | shares that come and go |
 //! | [`start`] | the start message, the jail, the end |
 //! | [`init`] | what is negotiated |
@@ -14,6 +15,7 @@
 #![allow(missing_docs, reason = "a test")]
 #![allow(clippy::unwrap_used, reason = "a helper that fails is a test that fails")]
 
+mod cache;
 mod change;
 mod guest;
 mod init;
