@@ -43,6 +43,7 @@ fn main() -> Result<()> {
         sockets: Arc::new(Sockets::new("/run/nacre-bench/sockets".into())),
         volumes: Arc::new(Volumes::new("/run/nacre-bench/volumes".into())),
         launcher: Arc::default(),
+        tracers: Arc::default(),
     };
     let spec_json = std::fs::read(bundle.join("config.json"))?;
     let begun = Instant::now();

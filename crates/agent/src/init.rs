@@ -92,6 +92,7 @@ fn guest() -> Guest {
         sockets: Arc::new(Sockets::new(PathBuf::from(SOCKETS_DIR))),
         volumes: Arc::new(Volumes::new(PathBuf::from(VOLUMES_DIR))),
         launcher: Arc::default(),
+        tracers: Arc::default(),
     }
 }
 

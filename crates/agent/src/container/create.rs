@@ -10,16 +10,18 @@ use nacre_protocol::ports::{PROCESS_NAMESPACE, USER_NAMESPACE};
 use rustix::fs::{
     CWD, FileType, Mode, OFlags, ResolveFlags, chmod, chown, makedev, mkdir, mknodat, open, openat2,
 };
+use rustix::io::Errno;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use rustix::process::{Gid, Uid};
 
 use super::cgroup::{self, Cgroup};
 use super::files::Files;
-use super::handle::{Container, Undo};
+use super::handle::{Container, Namespaces, Undo};
 use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
 use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};
 use super::sys::mount::{MountAttr, mount_setattr};
+use super::tracers::{ProcessNamespace, can_trace};
 use super::{ChildStdio, CreateError, CreateInput, CreatedContainer, Guest, rootfs};
 
 /// Does ahead of the first container what only the first one would pay for.
@@ -63,21 +65,50 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
 
     let files = Files::create(guest, &id, &files, &container.namespaces)?;
     let nodes = open_sources(guest, &id, &mut container, Sources { cgroup: &cgroup_dir, files }, &mut fds)?;
-    let namespaces = container.namespaces.all();
+    let kinds = container.namespaces.all();
+    let traces = can_trace(&process.capabilities, kinds);
+    // Those that are in the namespace already; a new one has nobody yet.
+    let joined = joined_processes(&container, &fds)?;
+    let held = joined.map(|namespace| guest.tracers.hold(namespace)).transpose()?;
     let orders = Orders {
         task: Task::Init(Box::new(InitTask { plan: container, rootfs: fds.push(prepared.mount) })),
         process,
         stdio,
         personality,
         cgroups: vec![fds.push(cgroup_dir)],
+        watched: held.as_ref().is_some_and(|held| !held.is_empty()),
     };
     let init = launch(guest, &orders, filter.as_ref(), fds)?;
     drop(nodes);
     // The child waits for its start, so nothing of the container has run yet.
     undo.cgroup().restrict_devices(&resources)?;
+    drop(held);
+    let processes = match joined {
+        Some(namespace) => namespace,
+        None => ProcessNamespace::of_process(init.child.pid()).map_err(CreateError::ProcessNamespace)?,
+    };
     let parts = undo.disarm();
-    let container = Container::new(id, parts, init.child.clone(), namespaces, filter, personality);
-    Ok(CreatedContainer { init, container: Arc::new(container), rootfs_us, create_us: micros(begun) })
+    let namespaces = Namespaces { kinds, processes };
+    let container = Arc::new(Container::new(id, parts, init.child.clone(), namespaces, filter, personality));
+    if traces {
+        guest.tracers.add(processes, container.shared_cgroup());
+    }
+    Ok(CreatedContainer { init, container, rootfs_us, create_us: micros(begun) })
+}
+
+/// The PID namespace that a container joins; none where it gets a new one.
+fn joined_processes(plan: &ContainerPlan, fds: &FdList) -> Result<Option<ProcessNamespace>, CreateError> {
+    let kind = libc::CLONE_NEWPID as u64;
+    let found = match plan.namespaces.join.iter().find(|join| join.kind == kind) {
+        Some(join) => {
+            let file =
+                join.fd.and_then(|fd| fds.get(fd)).ok_or(CreateError::ProcessNamespace(Errno::BADF))?;
+            ProcessNamespace::of_file(file)
+        }
+        None if plan.namespaces.has(kind) => return Ok(None),
+        None => ProcessNamespace::of_process(std::process::id()),
+    };
+    found.map(Some).map_err(CreateError::ProcessNamespace)
 }
 
 pub(super) fn stdio_orders(stdio: ChildStdio, fds: &mut FdList) -> StdioOrders {

@@ -47,6 +47,9 @@ pub enum CreateError {
     /// More descriptors than one message carries.
     #[error("the configuration needs {0} descriptors, at most 253 are possible")]
     TooManyFds(usize),
+    /// The child's PID namespace could not be found out.
+    #[error("process namespace")]
+    ProcessNamespace(#[source] Errno),
     /// The child could not be made.
     #[error("start {exe}")]
     Spawn {
@@ -90,7 +93,11 @@ impl CreateError {
             Self::Cgroup(error) => error.is_invalid(),
             Self::Rootfs(error) => error.is_invalid(),
             Self::Step { invalid, .. } => *invalid,
-            Self::Spawn { .. } | Self::Orders(_) | Self::Child(..) | Self::Protocol(_) => false,
+            Self::ProcessNamespace(_)
+            | Self::Spawn { .. }
+            | Self::Orders(_)
+            | Self::Child(..)
+            | Self::Protocol(_) => false,
         }
     }
 }

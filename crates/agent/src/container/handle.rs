@@ -1,6 +1,6 @@
 //! A container that exists: what exec, signals and removal need of it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nacre_protocol::id::ContainerId;
@@ -8,6 +8,7 @@ use nacre_protocol::id::ContainerId;
 use super::cgroup::{Cgroup, CgroupError};
 use super::rootfs::{RootfsError, Teardown};
 use super::seccomp::Filter;
+use super::tracers::ProcessNamespace;
 use crate::process::Child;
 
 /// How long a killed init may take to end.
@@ -33,10 +34,17 @@ pub struct Container {
     id: ContainerId,
     parts: Parts,
     init: Child,
-    /// CLONE_NEW* of the namespaces that are not the agent's.
-    namespaces: u64,
+    namespaces: Namespaces,
     filter: Option<Filter>,
     personality: Option<u32>,
+}
+
+/// Where its processes are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Namespaces {
+    /// CLONE_NEW* of those that are not the agent's.
+    pub(super) kinds: u64,
+    pub(super) processes: ProcessNamespace,
 }
 
 impl Container {
@@ -44,7 +52,7 @@ impl Container {
         id: ContainerId,
         parts: Parts,
         init: Child,
-        namespaces: u64,
+        namespaces: Namespaces,
         filter: Option<Filter>,
         personality: Option<u32>,
     ) -> Self {
@@ -71,7 +79,11 @@ impl Container {
         &self.init
     }
 
-    pub(super) fn namespaces(&self) -> u64 {
+    pub(super) fn shared_cgroup(&self) -> &Arc<Cgroup> {
+        &self.parts.cgroup
+    }
+
+    pub(super) fn namespaces(&self) -> Namespaces {
         self.namespaces
     }
 
@@ -87,7 +99,7 @@ impl Container {
 /// What stays in the guest until it is taken down.
 #[derive(Debug)]
 pub(super) struct Parts {
-    cgroup: Cgroup,
+    cgroup: Arc<Cgroup>,
     rootfs: Mutex<Option<Teardown>>,
 }
 
@@ -112,7 +124,7 @@ pub(super) struct Undo {
 
 impl Undo {
     pub(super) fn new(cgroup: Cgroup, rootfs: Teardown) -> Self {
-        Self { parts: Some(Parts { cgroup, rootfs: Mutex::new(Some(rootfs)) }) }
+        Self { parts: Some(Parts { cgroup: Arc::new(cgroup), rootfs: Mutex::new(Some(rootfs)) }) }
     }
 
     pub(super) fn cgroup(&self) -> &Cgroup {

@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::move_into_link_name_space;
 
+use super::cgroup::SideCgroup;
 use super::channel::{self, ChannelError};
 use super::orders::{Command, MAX_FDS, Orders, Report};
 use super::plan::{FdRef, IdMaps};
@@ -37,6 +38,10 @@ impl FdList {
         // The list is limited to 253 entries when it is sent.
         u32::try_from(self.0.len() - 1).unwrap_or(u32::MAX)
     }
+
+    pub(super) fn get(&self, at: FdRef) -> Option<BorrowedFd<'_>> {
+        self.0.get(usize::try_from(at).ok()?).map(AsFd::as_fd)
+    }
 }
 
 /// The launcher: `nacre-agent launcher`, a small process that forks the first stage of every child.
@@ -57,6 +62,7 @@ pub struct Launcher {
 struct ProcessNamespace {
     file: OwnedFd,
     _channel: OwnedFd,
+    _cgroup: SideCgroup,
 }
 
 /// The namespaces of a sandbox whose containers are in a user namespace. It owns the others.
@@ -151,15 +157,21 @@ impl Launcher {
         let (ours, theirs) =
             channel::pair().map_err(|error| CreateError::Child("socket pair", error.into()))?;
         self.fork_stage(guest, theirs)?;
-        let user = self.namespaces().map(Namespaces::user);
-        channel::send(&ours, &Command::MakeProcessNamespace, user.as_slice())
+        let cgroup = SideCgroup::without_devices(&guest.cgroup_root)?;
+        let mut fds = vec![cgroup.dir()];
+        fds.extend(self.namespaces().map(Namespaces::user));
+        channel::send(&ours, &Command::MakeProcessNamespace, &fds)
             .map_err(|error| CreateError::Child("orders", error))?;
-        let file = match report(&ours, "making a process namespace")? {
+        let phase = "making a process namespace";
+        let file = match report(&ours, phase)? {
             (Report::Namespaces, files) => files.into_iter().next(),
             _ => None,
         };
         let file = file.ok_or_else(|| CreateError::Protocol("no namespace came".into()))?;
-        Ok(ProcessNamespace { file, _channel: ours })
+        match report(&ours, phase)? {
+            (Report::Ready, _) => Ok(ProcessNamespace { file, _channel: ours, _cgroup: cgroup }),
+            (other, _) => Err(CreateError::Protocol(format!("{other:?}"))),
+        }
     }
 
     /// Has a first stage forked, with `socket` as its channel.

@@ -47,6 +47,7 @@ mod shared_memory;
 mod sockets;
 mod start;
 mod sys;
+mod tracers;
 mod volumes;
 
 use std::os::fd::OwnedFd;
@@ -73,6 +74,7 @@ pub use shared_memory::SharedMemory;
 pub use sockets::{SocketFile, Sockets};
 pub use start::{ExecError, Starter};
 pub(crate) use sys::task::raise_file_limit;
+pub use tracers::Tracers;
 pub use volumes::{VolumeContent, VolumeEntry, VolumeError, Volumes};
 
 /// The guest as this module sees it: made once at boot.
@@ -97,6 +99,8 @@ pub struct Guest {
     pub volumes: Arc<Volumes>,
     /// Forks the children of containers.
     pub launcher: Arc<Launcher>,
+    /// Containers that could attach to them.
+    pub tracers: Arc<Tracers>,
 }
 
 /// What a container is made of.

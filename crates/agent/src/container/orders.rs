@@ -37,6 +37,8 @@ pub(crate) struct Orders {
     pub(crate) personality: Option<u32>,
     /// Directories to be born in: the first one that takes a process.
     pub(crate) cgroups: Vec<FdRef>,
+    /// Others see the child while it waits for its start, and could attach: it is confined before.
+    pub(crate) watched: bool,
 }
 
 /// The two kinds of child.
@@ -78,8 +80,8 @@ pub(crate) enum Command {
     MakeNamespaces { uid_map: Vec<IdMap>, gid_map: Vec<IdMap> },
     /// To the launcher: enter the namespaces whose files come along, and whatever it forks with it. No answer.
     Enter,
-    /// To a first stage, in place of orders: make a PID namespace, in the user namespace that comes along where one does, and answer
-    /// with [`Report::Namespaces`].
+    /// To a first stage, in place of orders: make a PID namespace whose first process is in the cgroup that comes along, and in the
+    /// user namespace after it where one does. It answers with [`Report::Namespaces`], and [`Report::Ready`] once it is confined.
     MakeProcessNamespace,
     /// The orders are `json` bytes, then the filter, in the memfd that is the first descriptor.
     Orders { json: usize },

@@ -105,6 +105,7 @@ impl TestGuest {
             sockets: Arc::new(Sockets::new(path("state/sockets"))),
             volumes: Arc::new(Volumes::new(path("volumes"))),
             launcher: Arc::default(),
+            tracers: Arc::default(),
         };
         let this = Self { guest, dir };
         this.make_image();

@@ -1,5 +1,7 @@
 //! Containers that share namespaces and memory, as those of a pod do.
 
+use std::time::Duration;
+
 use nacre_agent::container::{CreateError, IdMaps};
 use nacre_protocol::ports::{PROCESS_NAMESPACE, USER_NAMESPACE};
 use serde_json::{Value, json};
@@ -107,12 +109,22 @@ fn namespace_of_a_sandbox_that_is_gone_is_an_error() {
 
 /// A guest whose containers have ids from 100,000 on.
 fn guest_of_users() -> TestGuest {
+    guest_with_map(&[(0, 100_000, 65_536)])
+}
+
+/// The same, with the fewest ids and the longest map that there can be.
+fn guest_of_some_users() -> TestGuest {
+    let lines: Vec<_> = (0..200).map(|id| (id, 100_000 + 2 * id, 1)).collect();
+    guest_with_map(&lines)
+}
+
+fn guest_with_map(map: &[(u32, u32, u32)]) -> TestGuest {
     let guest = TestGuest::new();
     for name in ["", "tmp", "root"] {
         nix::unistd::chown(&guest.image(name), Some(100_000.into()), Some(100_000.into())).unwrap();
     }
-    let map = [(0, 100_000, 65_536)];
-    let maps = IdMaps::new(map, map).unwrap().unwrap();
+    let map = map.iter().copied();
+    let maps = IdMaps::new(map.clone(), map).unwrap().unwrap();
     guest
         .guest
         .launcher
@@ -181,6 +193,9 @@ fn namespaces_are_made_once_and_a_path_to_them_leads_nowhere_without() {
         let maps = IdMaps::new(map, map).unwrap().unwrap();
         assert_eq!(guest.guest.launcher.make_namespaces(&guest.guest, maps).is_ok(), attempt == 0);
     }
+    // Longer than the kernel takes.
+    let long: Vec<_> = (0..330).map(|id| (id, 1_000_000 + 2 * id, 1)).collect();
+    assert!(IdMaps::new(long.clone(), long).is_err());
     // The same id twice: the kernel refuses.
     let guest = TestGuest::new();
     let maps = IdMaps::new([(0, 1, 5), (0, 9, 5)], map).unwrap().unwrap();
@@ -200,7 +215,7 @@ fn sharing_processes(mut spec: Value) -> Value {
 
 #[test]
 fn containers_share_processes_where_the_sandbox_has_none() {
-    for guest in [TestGuest::new(), guest_of_users()] {
+    for guest in [TestGuest::new(), guest_of_users(), guest_of_some_users()] {
         let spec = |script: &str| match guest.guest.launcher.namespaces() {
             Some(_) => sharing_processes(of_users(&guest, script)),
             None => sharing_processes(guest.spec(script)),
@@ -217,6 +232,12 @@ fn containers_share_processes_where_the_sandbox_has_none() {
             assert_eq!(lines[..2], ["sleep", "pause"], "{ended:?}");
             assert_ne!(lines[2], "1", "{ended:?}");
         }
+        // It can nearly do nothing, and is in no container's cgroup nor the guest's.
+        let script = "grep -E '^(NoNewPrivs|Seccomp|CapEff|CapPrm):' /proc/1/status | tr -s '[:space:]' ' '; \
+                      grep -c '^0::/$' /proc/1/cgroup";
+        let ended = guest.run(&spec(script));
+        let expected = "CapPrm: 0000000000000000 CapEff: 0000000000000000 NoNewPrivs: 1 Seccomp: 2 0\n";
+        assert_eq!(ended.stdout, expected, "{}", ended.stderr);
         // Its first process cannot be looked into, and nothing could be seen.
         let ended = guest.run(&spec("cat /proc/1/environ || ls /proc/1/root/"));
         assert!(ended.status != 0 && ended.stdout.is_empty(), "{ended:?}");
@@ -228,4 +249,89 @@ fn containers_share_processes_where_the_sandbox_has_none() {
         let count: u32 = ended.stdout.trim().parse().unwrap_or_else(|_| panic!("{ended:?}"));
         assert!(count <= 4, "{ended:?}");
     }
+}
+
+/// The same, with a capability more.
+fn with_capability(mut spec: Value, name: &str) -> Value {
+    for set in ["bounding", "effective", "permitted"] {
+        spec["process"]["capabilities"][set].as_array_mut().unwrap().push(json!(name));
+    }
+    spec
+}
+
+/// Looks for processes with other capabilities than its own, those of the default configuration and none, until /tmp/stop is there.
+const LOOK: &str = "own=$(grep CapEff /proc/self/status); echo up; until test -e /tmp/stop; do \
+                    grep -h CapEff /proc/[0-9]*/status 2>/dev/null | \
+                    grep -v -e \"$own\" -e 0000000020000420 -e 0000000000000000; done; true";
+
+/// As containerd has it: the waiting child would need CAP_SYS_ADMIN for the filter.
+fn with_filter(mut spec: Value) -> Value {
+    spec["process"]["noNewPrivileges"] = json!(false);
+    spec["linux"]["seccomp"] = json!({"defaultAction": "SCMP_ACT_ALLOW", "architectures": ["SCMP_ARCH_X86_64"],
+        "syscalls": [{"names": ["ptrace"], "action": "SCMP_ACT_ERRNO"}]});
+    spec
+}
+
+fn exec_of(guest: &TestGuest, started: &Started, script: &str) -> String {
+    let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin:/usr/bin"],
+        "args": ["/bin/sh", "-c", script]});
+    started.exec(guest, &process).unwrap_or_else(|error| panic!("{}", chain(&error))).stdout
+}
+
+#[test]
+fn c15_who_can_trace_stands_still_while_a_process_is_made() {
+    let guest = TestGuest::new();
+    let mut tracer = sharing_processes(with_capability(guest.spec(LOOK), "CAP_SYS_PTRACE"));
+    tracer = with_filter(tracer);
+    let mut tracer = guest.create(&tracer).unwrap().start();
+    assert_eq!(tracer.line(), "up");
+    for _ in 0..20 {
+        let other = guest.create(&with_filter(sharing_processes(guest.spec("true")))).unwrap();
+        // It waits for its start, and who looks goes on.
+        assert_eq!(
+            exec_of(&guest, &tracer, "cat /proc/self/cgroup | grep -c +"),
+            "0\n",
+            "born beside, and moved"
+        );
+        assert_eq!(other.finish().status, 0);
+    }
+    std::fs::write(guest.image("tmp/stop"), "").unwrap();
+    let ended = tracer.finish();
+    assert_eq!((ended.status, ended.stdout.as_str()), (0, ""), "{}", ended.stderr);
+}
+
+#[test]
+fn c15_exec_that_can_trace_makes_its_container_stand_still() {
+    let guest = TestGuest::new();
+    let mut started = guest.create(&guest.spec("echo up; read line; exit 4")).unwrap().start();
+    assert_eq!(started.line(), "up");
+    let capabilities = json!(["CAP_SYS_PTRACE"]);
+    let process = json!({"user": {"uid": 0, "gid": 0}, "cwd": "/", "env": ["PATH=/bin:/usr/bin"],
+        "args": ["/bin/sh", "-c", LOOK],
+        "capabilities": {"bounding": capabilities, "effective": capabilities, "permitted": capabilities}});
+    let ended = std::thread::scope(|scope| {
+        let tracer = scope.spawn(|| started.exec(&guest, &process).unwrap());
+        for _ in 0..50 {
+            exec_of(&guest, &started, "true");
+        }
+        std::fs::write(guest.image("tmp/stop"), "").unwrap();
+        tracer.join().unwrap()
+    });
+    assert_eq!(ended.stdout, "up\n", "{}", ended.stderr);
+    end(started);
+}
+
+#[test]
+fn paused_container_that_can_trace_stays_paused() {
+    let guest = TestGuest::new();
+    let spec = |script: &str| sharing_processes(guest.spec(script));
+    let tracer = with_capability(spec("echo up; read line; echo again; exit 4"), "CAP_SYS_PTRACE");
+    let mut tracer = guest.create(&tracer).unwrap().start();
+    assert_eq!(tracer.line(), "up");
+    tracer.container.cgroup().freeze().unwrap();
+    assert_eq!(guest.run(&spec("true")).status, 0);
+    tracer.say("\n");
+    assert!(!tracer.child.wait_ended(Duration::from_millis(100)));
+    tracer.container.cgroup().thaw().unwrap();
+    assert_eq!(tracer.finish().status, 4);
 }

@@ -2,24 +2,27 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | this one | the cgroup: make, limit, freeze, kill, remove |
+//! | this one | the cgroup: make, limit, kill, remove |
+//! | [`freezer`] | who wants it to stand still |
 //! | [`files`] | its files and directories by descriptor |
 //! | [`resources`] | OCI `linux.resources` as lines for those files (pure) |
 //! | [`devices`] | device rules as a BPF program (pure) |
 //! | [`stats`] | the files' figures |
 //!
-//! The container is born in its cgroup (CLONE_INTO_CGROUP), so no process is ever moved, which would cost an RCU
-//! grace period. What is below `nacre/<id>` belongs to the container and is hostile: listings and removal are bounded.
+//! The container is born in its cgroup (CLONE_INTO_CGROUP): moving a process costs an RCU grace period, and is done only
+//! where it cannot be born there ([`SideCgroup::leave`]). What is below `nacre/<id>` belongs to the container and is hostile: listings and removal are bounded.
 
 mod devices;
 mod error;
 mod files;
+mod freezer;
 mod resources;
 mod stats;
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,6 +37,7 @@ pub use error::CgroupError;
 use files::{
     child_dirs, dir_flags, ensure_dir, field, field_text, file_error, read_at, remove_dir, write_at,
 };
+pub(crate) use freezer::Hold;
 pub use resources::InvalidResources;
 pub(crate) use resources::Resources;
 
@@ -58,6 +62,7 @@ pub struct Cgroup {
     dir: OwnedFd,
     /// The attached device program.
     devices: Mutex<Option<Arc<OwnedFd>>>,
+    freezer: freezer::Freezer,
 }
 
 impl Cgroup {
@@ -76,7 +81,13 @@ impl Cgroup {
                 return Err(file_error("open", name)(error));
             }
         };
-        let cgroup = Self { parent, name: name.to_owned(), dir, devices: Mutex::new(None) };
+        let cgroup = Self {
+            parent,
+            name: name.to_owned(),
+            dir,
+            devices: Mutex::new(None),
+            freezer: freezer::Freezer::default(),
+        };
         if let Err(error) = cgroup.apply(resources) {
             let _ = unlinkat(&cgroup.parent, name, AtFlags::REMOVEDIR);
             return Err(error);
@@ -104,24 +115,6 @@ impl Cgroup {
     /// [`CgroupError::File`] where a file that every cgroup has cannot be read.
     pub fn stats(&self) -> Result<StatsReply, CgroupError> {
         stats::read(self)
-    }
-
-    /// Stops every process, and waits until all have stopped.
-    ///
-    /// # Errors
-    /// [`CgroupError::Timeout`] where they do not.
-    pub fn freeze(&self) -> Result<(), CgroupError> {
-        self.write("cgroup.freeze", "1")?;
-        self.wait_for("frozen", "1", "frozen")
-    }
-
-    /// Lets every process go on.
-    ///
-    /// # Errors
-    /// [`CgroupError::Timeout`] where they do not.
-    pub fn thaw(&self) -> Result<(), CgroupError> {
-        self.write("cgroup.freeze", "0")?;
-        self.wait_for("frozen", "0", "thawed")
     }
 
     /// Changes limits: only those that `resources_json` names.
@@ -344,6 +337,62 @@ impl Cgroup {
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(file_error("poll", "cgroup.events")(error)),
             }
+        }
+    }
+}
+
+/// A cgroup beside those of containers. Dropping it ends who is in it.
+#[derive(Debug)]
+pub(crate) struct SideCgroup(Cgroup);
+
+impl SideCgroup {
+    /// For a process that cannot be born in its container's, since that stands still.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; nothing is left then.
+    pub(crate) fn create(root: &Path) -> Result<Self, CgroupError> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        // No id of a container has a sign like this.
+        let name = format!("+{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        Cgroup::create(root, &name, &Resources::default()).map(Self)
+    }
+
+    /// For a process that uses no device.
+    ///
+    /// # Errors
+    /// [`CgroupError`]; nothing is left then.
+    pub(crate) fn without_devices(root: &Path) -> Result<Self, CgroupError> {
+        let cgroup = Self::create(root)?;
+        cgroup.0.set_devices(&[])?;
+        Ok(cgroup)
+    }
+
+    /// The directory, for CLONE_INTO_CGROUP.
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
+        self.0.dir()
+    }
+
+    /// Moves a process to the first of some cgroups that takes one.
+    ///
+    /// # Errors
+    /// [`CgroupError::File`] where none does.
+    pub(crate) fn leave(self, pid: u32, to: &[OwnedFd]) -> Result<(), CgroupError> {
+        let pid = pid.to_string();
+        let mut moved = Err(CgroupError::NoSuchFile("cgroup.procs".into()));
+        for dir in to {
+            moved = write_at(dir, "cgroup.procs", &pid);
+            if moved.is_ok() {
+                break;
+            }
+        }
+        moved
+    }
+}
+
+impl Drop for SideCgroup {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.remove() {
+            tracing::warn!(error = &error as &dyn std::error::Error, "a cgroup of a creation stays");
         }
     }
 }

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! The forks come after the re-execution, so that the child has the launcher's non-dumpable memory: at no moment
-//! can a process of the container attach to it, read its memory or open its descriptors (C15), unless it sees the child and
-//! has CAP_SYS_PTRACE of the guest (`docs/threat-model.md` tells where). The parent of all
+//! can a process of the container attach to it, read its memory or open its descriptors (C15). Those that see the child and have
+//! CAP_SYS_PTRACE of the guest could; they stand still meanwhile ([`super::tracers`]). The parent of all
 //! three is the agent (CLONE_PARENT), which reaps them like any other.
 //!
 //! Each step is a function with its own error; the first that fails is reported by name and the child exits.
@@ -103,6 +103,8 @@ struct Child {
     process: ProcessPlan,
     personality: Option<u32>,
     filter: Option<Filter>,
+    /// To be confined before it waits for its start.
+    watched: bool,
     stdio: StdioOrders,
     /// The root file system, once it is attached.
     root: Option<Root>,

@@ -130,6 +130,9 @@ pub(super) fn wait_and_exec(child: Child) -> u8 {
 fn wait_and_confine(child: &Child) -> Result<Option<Program>, StepError> {
     let program = Program::of(child)?;
     task::cloexec_from(3).map_err(|error| StepError::Call("close_range", error))?;
+    if child.watched {
+        confine(child)?;
+    }
     if channel::send(&child.channel, &Report::Ready, &[]).is_err() {
         return Ok(None);
     }
@@ -137,7 +140,9 @@ fn wait_and_confine(child: &Child) -> Result<Option<Program>, StepError> {
         Ok((Command::Start, _)) => {}
         Ok(_) | Err(_) => return Ok(None),
     }
-    confine(child)?;
+    if !child.watched {
+        confine(child)?;
+    }
     Ok(Some(program))
 }
 

@@ -84,10 +84,10 @@ fn run(channel: &OwnedFd) -> Result<u8, StepError> {
     let first = channel::receive::<Command>(channel, None);
     let (command, fds) = first.map_err(|_| StepError::Orders("no message came"))?;
     if command == Command::MakeProcessNamespace {
-        return sandbox::make_process_namespace(channel, fds.into_iter().next()).map(|()| 0);
+        return sandbox::make_process_namespace(channel, fds).map(|()| 0);
     }
     let (orders, filter, fds) = read_orders(command, fds)?;
-    let Orders { task, process, stdio, personality, cgroups } = orders;
+    let Orders { task, process, stdio, personality, cgroups, watched } = orders;
     inherit(&process)?;
     let plan = match &task {
         Task::Init(init) => Some(&init.plan.namespaces),
@@ -123,6 +123,7 @@ fn run(channel: &OwnedFd) -> Result<u8, StepError> {
             process,
             personality,
             filter,
+            watched,
             stdio,
             root: None,
             read_only_later: Vec::new(),
@@ -182,11 +183,7 @@ fn finish(channel: &OwnedFd, forked: &Forked, maps: Option<&NamespacesPlan>) -> 
 
 /// Written by this process, which has the guest's own privileges: a map of any ids.
 pub(super) fn write_map(pid: i32, file: &str, maps: &[IdMap]) -> Result<(), StepError> {
-    let mut text = String::new();
-    for map in maps {
-        text.push_str(&format!("{} {} {}\n", map.container, map.guest, map.size));
-    }
-    write_proc(&format!("/proc/{pid}/{file}"), &text)
+    write_proc(&format!("/proc/{pid}/{file}"), &IdMap::text(maps))
 }
 
 fn write_proc(path: &str, text: &str) -> Result<(), StepError> {

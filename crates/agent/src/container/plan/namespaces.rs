@@ -12,6 +12,9 @@ const CLONE_NEWUSER: u64 = libc::CLONE_NEWUSER as u64;
 /// Most lines of a uid_map (user_namespaces(7)).
 const MAX_ID_MAPS: usize = 340;
 
+/// Longest text of one.
+const MAX_MAP_BYTES: usize = 4095;
+
 /// Namespaces of a container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct NamespacesPlan {
@@ -60,12 +63,32 @@ impl IdMaps {
     }
 }
 
-/// One line of a uid_map or gid_map.
+/// One line of a uid_map or gid_map. Three numbers in orders: maps as long as the kernel takes them fit a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "(u32, u32, u32)", into = "(u32, u32, u32)")]
 pub(crate) struct IdMap {
     pub(crate) container: u32,
     pub(crate) guest: u32,
     pub(crate) size: u32,
+}
+
+impl IdMap {
+    /// The lines of a map as the kernel takes them (user_namespaces(7)).
+    pub(crate) fn text(maps: &[Self]) -> String {
+        maps.iter().map(|map| format!("{} {} {}\n", map.container, map.guest, map.size)).collect()
+    }
+}
+
+impl From<(u32, u32, u32)> for IdMap {
+    fn from((container, guest, size): (u32, u32, u32)) -> Self {
+        Self { container, guest, size }
+    }
+}
+
+impl From<IdMap> for (u32, u32, u32) {
+    fn from(map: IdMap) -> Self {
+        (map.container, map.guest, map.size)
+    }
 }
 
 impl NamespacesPlan {
@@ -157,6 +180,9 @@ fn id_map(lines: impl IntoIterator<Item = (u32, u32, u32)>) -> Result<Vec<IdMap>
     let maps: Vec<IdMap> = lines.into_iter().take(MAX_ID_MAPS + 1).map(line).collect::<Result<_, _>>()?;
     if maps.len() > MAX_ID_MAPS {
         return Err(InvalidSpec::IdMap("more than 340 lines"));
+    }
+    if IdMap::text(&maps).len() > MAX_MAP_BYTES {
+        return Err(InvalidSpec::IdMap("more text than the kernel takes, which is a page"));
     }
     Ok(maps)
 }

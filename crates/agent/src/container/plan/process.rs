@@ -87,6 +87,14 @@ pub(crate) struct CapabilityPlan {
     pub(crate) ambient: u64,
 }
 
+impl CapabilityPlan {
+    /// Whether a process can come to have one of these: by itself, or by a program with file capabilities.
+    pub(crate) fn any_of(&self, capabilities: CapabilitySet) -> bool {
+        let all = self.bounding | self.effective | self.permitted | self.inheritable | self.ambient;
+        all & capabilities.bits() != 0
+    }
+}
+
 /// One resource limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LimitPlan {
