@@ -110,32 +110,37 @@ pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
     let (argv, envp) = (pointers(&args), pointers(&env));
     let fds: Vec<RawFd> = program.fds.iter().map(AsRawFd::as_raw_fd).collect();
 
-    let mut pidfd: RawFd = -1;
-    let mut flags = libc::CLONE_PIDFD as u64;
-    if program.new_pid_namespace {
-        flags |= libc::CLONE_NEWPID as u64;
+    let namespaces = if program.new_pid_namespace { libc::CLONE_NEWPID } else { 0 };
+    match clone3(namespaces, program.cgroup)? {
+        Some(spawned) => Ok(spawned),
+        // SAFETY: this is the child of the clone; every pointer was made before it and is still alive, and argv
+        // and envp end with a null pointer.
+        None => unsafe { become_program(&path, &argv, &envp, &fds) },
     }
+}
+
+/// Forks into new namespaces (CLONE_NEW*) and a cgroup. In the child there is nothing, and it may call nothing that is not
+/// async-signal-safe: other threads of its parent may have held locks.
+fn clone3(namespaces: libc::c_int, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Option<Spawned>> {
+    let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is a plain structure for which all zeroes are valid.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    if let Some(cgroup) = program.cgroup {
-        flags |= CLONE_INTO_CGROUP;
+    args.flags = (libc::CLONE_PIDFD | namespaces) as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
     }
-    args.flags = flags;
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
-
     // SAFETY: the arguments and what they point to live across the call. Without CLONE_VM the child has its own
     // copy of this process's memory and of its one calling thread, so it returns here on its own stack.
     let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
     match pid {
-        // SAFETY: this is the child of the clone; every pointer was made before it and is still alive, and argv
-        // and envp end with a null pointer.
-        0 => unsafe { become_program(&path, &argv, &envp, &fds) },
+        0 => Ok(None),
         1.. => {
             // SAFETY: the kernel stored a new descriptor that nobody else owns.
             let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Spawned { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd })
+            Ok(Some(Spawned { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd }))
         }
         _ => Err(io::Error::last_os_error()),
     }
@@ -147,31 +152,22 @@ pub(crate) fn spawn(program: &Program<'_>) -> io::Result<Spawned> {
 /// # Errors
 /// What clone3 says.
 pub(crate) fn spawn_in_user_namespace() -> io::Result<Spawned> {
-    let mut pidfd: RawFd = -1;
-    // SAFETY: clone_args is a plain structure for which all zeroes are valid.
-    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (libc::CLONE_PIDFD | libc::CLONE_NEWUSER) as u64;
-    args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
-    // SAFETY: the arguments and what they point to live across the call. Without CLONE_VM the child has its own
-    // copy of this process's memory and of its one calling thread, so it returns here on its own stack.
-    let pid = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<libc::clone_args>()) };
-    match pid {
+    let parent = std::process::id();
+    match clone3(libc::CLONE_NEWUSER, None)? {
+        Some(spawned) => Ok(spawned),
         // SAFETY: plain system calls in the child of the clone, which does nothing else: it lets go of every descriptor that
-        // somebody may wait for the end of, and waits for its own.
-        0 => unsafe {
+        // somebody may wait for the end of, and waits for its own. A parent that ended before it could ask to be told of
+        // that is not its parent any more.
+        None => unsafe {
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid().unsigned_abs() != parent {
+                libc::_exit(1);
+            }
             libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0);
             loop {
                 libc::pause();
             }
         },
-        1.. => {
-            // SAFETY: the kernel stored a new descriptor that nobody else owns.
-            let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-            Ok(Spawned { pid: u32::try_from(pid).map_err(io::Error::other)?, pidfd })
-        }
-        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -178,6 +178,11 @@ pub enum PlanError {
     /// A pod in a namespace of the host's.
     #[error("a pod with the host's {0} namespace is not possible in a VM; run it with another runtime class")]
     HostNamespace(&'static str),
+    /// A container that would be the guest's root in a pod whose others are not.
+    #[error(
+        "a container without a user namespace is not possible in a pod that has one (`hostUsers: false`)"
+    )]
+    NoUserNamespace,
     /// Ids that cannot be mapped so.
     #[error(transparent)]
     IdMap(#[from] IdMapError),
@@ -290,11 +295,12 @@ fn users(
     joined: Option<&pod::Joined<'_>>,
 ) -> Result<Option<IdMaps>, PlanError> {
     let namespaces = || linux.namespaces.iter().enumerate();
+    let pods = joined.and_then(|joined| joined.users);
     let Some((index, namespace)) = namespaces().find(|(_, namespace)| namespace.kind == USER) else {
-        return Ok(None);
+        return if pods.is_some() { Err(PlanError::NoUserNamespace) } else { Ok(None) };
     };
     let (maps, is_sandboxes) = match joined {
-        Some(joined) if !namespace.path.is_empty() => (joined.users.cloned(), true),
+        Some(_) if !namespace.path.is_empty() => (pods.cloned(), true),
         _ => (IdMaps::new(linux.uid_mappings.clone(), linux.gid_mappings.clone())?, joined.is_none()),
     };
     if maps.is_none() {
@@ -306,6 +312,12 @@ fn users(
         && let Some(namespace) = namespace.as_object_mut()
     {
         namespace.insert("path".to_owned(), Value::from(USER_NAMESPACE));
+    }
+    // Its own say nothing in a namespace that is the pod's.
+    if let (Some(linux), Some(maps)) = (document.get_mut("linux").and_then(Value::as_object_mut), &maps) {
+        let (uids, gids) = maps.to_document();
+        linux.insert("uidMappings".to_owned(), uids);
+        linux.insert("gidMappings".to_owned(), gids);
     }
     Ok(maps)
 }

@@ -309,6 +309,12 @@ fn container_joins_the_user_namespace_of_its_pod_and_no_other() {
     let plan = join("/proc/700/ns/user", users.as_ref()).unwrap();
     assert_eq!(plan.users, users);
     assert_eq!(user_namespace_of(&plan)["path"], "/run/nacre/user-namespace");
+    let sent: Value = serde_json::from_slice(&plan.spec_json).unwrap();
+    for maps in ["uidMappings", "gidMappings"] {
+        assert_eq!(sent["linux"][maps], json!([{"containerID": 0, "hostID": 100_000, "size": 65_536}]));
+    }
+    let without = plan_joining(&pod("container"), None, users.as_ref());
+    assert!(matches!(without, Err(PlanError::NoUserNamespace)));
     for (path, users) in [("/proc/700/ns/user", None), ("/proc/701/ns/user", users.as_ref())] {
         assert!(matches!(join(path, users), Err(PlanError::JoinNamespace { .. })), "{path}");
     }

@@ -11,7 +11,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 
 use nacre_protocol::rpc::agent::IdMapping;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use crate::process::Child;
 use crate::sys;
@@ -23,7 +24,7 @@ const MAX_LINES: usize = 340;
 const OVERFLOW: u32 = 65_534;
 
 /// Ids that follow each other (OCI runtime specification, "User namespace mappings").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdMap {
     /// First of them in the container.
     #[serde(rename = "containerID")]
@@ -114,6 +115,11 @@ impl IdMaps {
             IdMapping { container, guest, size, ..IdMapping::default() }
         };
         (self.uids.iter().map(line).collect(), self.gids.iter().map(line).collect())
+    }
+
+    /// As a configuration has them: `uidMappings`, then `gidMappings`.
+    pub(crate) fn to_document(&self) -> (Value, Value) {
+        (json!(self.uids), json!(self.gids))
     }
 
     /// A user namespace of the host with these maps, in which nobody is.
