@@ -79,3 +79,26 @@ fn containers_without_a_pause_container_share_processes_where_the_pod_says_so() 
     assert!(!pod.sh(&watch, "ps").ok().text().contains("sleep 5151"));
     pod.end();
 }
+
+#[test]
+fn container_that_can_trace_sees_no_other_that_is_being_made() {
+    let stay = NODE.enter();
+    let pod = run(&stay, "traced-plain");
+    // Everything with more than what a container has by default is told, until there is /stop.
+    let look = "until test -e /stop; do grep -h CapEff /proc/[0-9]*/status | grep -e '1ff' -e '3ff' && echo SEEN; \
+                echo looked; done; exec sleep 100000";
+    let tracer = Wish::sh(look).share_processes().security(|security| {
+        security.capabilities.mut_or_insert_default().add_capabilities = vec!["SYS_PTRACE".into()];
+    });
+    let tracer = pod.start("tracer", tracer);
+    for number in 0..3 {
+        let (ended, _) = pod.run_to_end("other", Wish::sh("exit 4").share_processes().attempt(number));
+        assert_eq!(ended.exit_code, 4);
+        // It goes on, and an exec is one of its own processes.
+        assert_eq!(pod.sh(&tracer, "cat /proc/self/cgroup").ok().text(), "0::/");
+    }
+    pod.sh(&tracer, "touch /stop").ok();
+    let log = pod.log("tracer", 0);
+    assert!(log.contains("looked") && !log.contains("SEEN"), "{log}");
+    pod.end();
+}

@@ -10,12 +10,14 @@
 //! | [`demo`], [`suite`], [`mod@bench`] | `demo`, `test` and `e2e`, `bench` |
 //! | [`conformance`] | `conformance`: public suites of the field |
 //!
-//! [`project`] knows the places, [`packages`] what the host must have, [`process`] runs programs.
+//! [`project`] knows the places, [`packages`] what the host must have, [`process`] runs programs,
+//! [`emulator`] what only an emulated machine does.
 
 mod bench;
 mod check;
 mod conformance;
 mod demo;
+mod emulator;
 mod guest;
 mod install;
 mod lab;
@@ -63,6 +65,9 @@ enum Task {
         /// Whose door is measured
         #[arg(default_value = "nacre")]
         door: bench::Door,
+        /// One part of it alone
+        #[arg(long)]
+        part: Option<bench::Part>,
         /// Write the figures to this file
         #[arg(long)]
         json: Option<PathBuf>,
@@ -103,11 +108,9 @@ fn run(task: Task) -> anyhow::Result<ExitCode> {
         Task::Test(options) => suite::test(&project, &options),
         Task::E2e(options) => suite::e2e(&project, &options),
         Task::Demo => demo::run(&project),
-        Task::Bench { door, json } => bench::run(&project, door, json.as_deref()),
+        Task::Bench { door, part, json } => bench::run(&project, door, part, json.as_deref()),
         Task::Conformance(options) => conformance::run(&project, &options),
         Task::StressInside(inside) => conformance::measure(&inside).map(|()| ExitCode::SUCCESS),
-        Task::BenchInside { part, results } => {
-            bench::measure(&project, part, &results).map(|()| ExitCode::SUCCESS)
-        }
+        Task::BenchInside { part, results } => bench::measure(&project, part, &results),
     }
 }
