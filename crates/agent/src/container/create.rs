@@ -20,7 +20,7 @@ use super::handle::{Container, Namespaces, Undo};
 use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
 use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};
-use super::sys::mount::{MountAttr, mount_setattr};
+use super::sys::mount::{ATTR_RDONLY, MountAttr, mount_setattr};
 use super::tracers::{ProcessNamespace, can_trace};
 use super::{ChildStdio, CreateError, CreateInput, CreatedContainer, Guest, rootfs};
 
@@ -64,9 +64,10 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
     let cgroup_dir = duplicate(undo.cgroup().dir())?;
 
     let files = Files::create(guest, &id, &files, &container.namespaces)?;
-    let nodes = open_sources(guest, &id, &mut container, Sources { cgroup: &cgroup_dir, files }, &mut fds)?;
+    let sources = Sources { cgroup: &cgroup_dir, files, moves_processes: process.is_guests_root() };
+    let nodes = open_sources(guest, &id, &mut container, sources, &mut fds)?;
     let kinds = container.namespaces.all();
-    let traces = can_trace(&process.capabilities, kinds);
+    let traces = can_trace(&process, kinds);
     // Those that are in the namespace already; a new one has nobody yet.
     let joined = joined_processes(&container, &fds)?;
     let held = joined.map(|namespace| guest.tracers.hold(namespace)).transpose()?;
@@ -76,7 +77,7 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
         stdio,
         personality,
         cgroups: vec![fds.push(cgroup_dir)],
-        watched: held.as_ref().is_some_and(|held| !held.is_empty()),
+        watched: joined.is_some() && kinds & libc::CLONE_NEWUSER as u64 == 0,
     };
     let init = launch(guest, &orders, filter.as_ref(), fds)?;
     drop(nodes);
@@ -132,6 +133,18 @@ fn micros(since: Instant) -> u64 {
 struct Sources<'a> {
     cgroup: &'a OwnedFd,
     files: Option<Files>,
+    /// Whether the container may write to the guest's cgroups.
+    moves_processes: bool,
+}
+
+/// The cgroup of a container that has no cgroup namespace. The kernel lets its root move processes of others, which are the guest's to
+/// it, out of a cgroup that is to stand still: only who is the guest's root anyway may.
+fn cgroup_tree(cgroup: &OwnedFd, writable: bool) -> rustix::io::Result<OwnedFd> {
+    let tree = clone_tree(cgroup, false)?;
+    if !writable {
+        mount_setattr(&tree, &MountAttr { set: ATTR_RDONLY, ..MountAttr::default() }, false)?;
+    }
+    Ok(tree)
 }
 
 /// Opens what only the agent may: bind sources, namespaces to join, device nodes for a user namespace.
@@ -153,7 +166,8 @@ fn open_sources(
                 *fd = Some(fds.push(file.unwrap_or_else(|| open_bind(guest, path, *recursive))?));
             }
             MountSource::Cgroup { fd } if !own_cgroup_namespace => {
-                let tree = clone_tree(sources.cgroup, false).map_err(source_error("cgroup", id.as_str()))?;
+                let tree = cgroup_tree(sources.cgroup, sources.moves_processes);
+                let tree = tree.map_err(source_error("cgroup", id.as_str()))?;
                 *fd = Some(fds.push(tree));
             }
             MountSource::Cgroup { .. } | MountSource::Filesystem { .. } => {}

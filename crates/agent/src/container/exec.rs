@@ -30,7 +30,7 @@ pub fn create_exec(
     }
     let process = ProcessPlan::parse(&input.process_json)?;
     let Namespaces { kinds, processes } = container.namespaces();
-    let traces = can_trace(&process.capabilities, kinds);
+    let traces = can_trace(&process, kinds);
     let held = guest.tracers.hold(processes)?;
 
     let mut fds = FdList::default();
@@ -54,8 +54,8 @@ pub fn create_exec(
         process,
         stdio,
         personality: container.personality(),
+        watched: kinds & libc::CLONE_NEWUSER as u64 == 0,
         cgroups: born_in.into_iter().map(|dir| fds.push(dir)).collect(),
-        watched: !held.is_empty(),
     };
     let made = launch(guest, &orders, container.filter(), fds)?;
     if let Some(aside) = aside {

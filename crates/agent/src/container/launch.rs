@@ -8,10 +8,12 @@ use std::process::{Command as Program, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::move_into_link_name_space;
+use rustix::time::Timespec;
 
 use super::cgroup::SideCgroup;
 use super::channel::{self, ChannelError};
@@ -61,8 +63,17 @@ pub struct Launcher {
 #[derive(Debug)]
 struct ProcessNamespace {
     file: OwnedFd,
-    _channel: OwnedFd,
+    /// Of its first process.
+    channel: OwnedFd,
     _cgroup: SideCgroup,
+}
+
+impl ProcessNamespace {
+    fn is_alive(&self) -> bool {
+        let mut fds = [PollFd::new(&self.channel, PollFlags::empty())];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        !poll(&mut fds, Some(&now)).is_ok_and(|_| fds[0].revents().contains(PollFlags::HUP))
+    }
 }
 
 /// The namespaces of a sandbox whose containers are in a user namespace. It owns the others.
@@ -147,8 +158,9 @@ impl Launcher {
     pub(super) fn process_namespace(&self, guest: &Guest) -> Result<OwnedFd, CreateError> {
         let mut slot = self.processes.lock().unwrap_or_else(PoisonError::into_inner);
         let namespace = match slot.take() {
-            Some(namespace) => namespace,
-            None => self.make_process_namespace(guest)?,
+            Some(namespace) if namespace.is_alive() => namespace,
+            // Nobody can be born any more where the first process has ended.
+            _ => self.make_process_namespace(guest)?,
         };
         rustix::io::fcntl_dupfd_cloexec(&slot.insert(namespace).file, 3).map_err(CreateError::Orders)
     }
@@ -169,7 +181,7 @@ impl Launcher {
         };
         let file = file.ok_or_else(|| CreateError::Protocol("no namespace came".into()))?;
         match report(&ours, phase)? {
-            (Report::Ready, _) => Ok(ProcessNamespace { file, _channel: ours, _cgroup: cgroup }),
+            (Report::Ready, _) => Ok(ProcessNamespace { file, channel: ours, _cgroup: cgroup }),
             (other, _) => Err(CreateError::Protocol(format!("{other:?}"))),
         }
     }

@@ -37,7 +37,7 @@ pub(crate) struct Orders {
     pub(crate) personality: Option<u32>,
     /// Directories to be born in: the first one that takes a process.
     pub(crate) cgroups: Vec<FdRef>,
-    /// Others see the child while it waits for its start, and could attach: it is confined before.
+    /// Others may see the child while it waits for its start, and attach: it is confined before.
     pub(crate) watched: bool,
 }
 

@@ -2,17 +2,22 @@
 //!
 //! A child sets itself up with the rights of the guest's root. Where it is in a PID namespace that others are in, a process with
 //! CAP_SYS_PTRACE over it finds it there and could make those rights its own (C15): so from before the fork until the
-//! child is confined, the cgroups of such containers are frozen. No others are: who has CAP_SYS_ADMIN without a user namespace is
-//! the guest's root anyway, and who is in a user namespace has no capability over the child.
+//! child is confined, which is before it waits for its start, the cgroups of such containers are frozen. No others are: root with
+//! CAP_SYS_ADMIN and without a user namespace is the guest's root anyway, and who is in a user namespace has no capability over the child.
 
 use std::os::fd::AsFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{fstat, stat};
 use rustix::thread::CapabilitySet;
 
 use super::cgroup::{Cgroup, CgroupError, Hold};
-use super::plan::CapabilityPlan;
+use super::plan::ProcessPlan;
+
+/// How long processes may take to stop. One that waits for a file system, or for a page fault of another's making, does not: then the
+/// child is not made.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A namespace, by device and inode of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,12 +41,10 @@ impl ProcessNamespace {
     }
 }
 
-/// Whether a process with these capabilities, in these namespaces (CLONE_NEW*), is one of those that the module is about.
-pub(super) fn can_trace(capabilities: &CapabilityPlan, namespaces: u64) -> bool {
+/// Whether a process, in these namespaces (CLONE_NEW*), is one of those that the module is about.
+pub(super) fn can_trace(process: &ProcessPlan, namespaces: u64) -> bool {
     let has_user = namespaces & libc::CLONE_NEWUSER as u64 != 0;
-    !has_user
-        && capabilities.any_of(CapabilitySet::SYS_PTRACE)
-        && !capabilities.any_of(CapabilitySet::SYS_ADMIN)
+    !has_user && process.capabilities.any_of(CapabilitySet::SYS_PTRACE) && !process.is_guests_root()
 }
 
 /// All of the guest.
@@ -85,8 +88,11 @@ impl Tracers {
         drop(state);
         let mut held = Held { tracers: self, namespace, holds: Vec::new() };
         for cgroup in there {
-            held.holds.push(Hold::new(cgroup)?);
+            held.holds.push(Hold::begin(cgroup)?);
         }
+        // One deadline for all: they stop at the same time.
+        let deadline = Instant::now() + PATIENCE;
+        held.holds.iter().try_for_each(|hold| hold.wait(deadline))?;
         Ok(held)
     }
 
@@ -104,11 +110,6 @@ pub(super) struct Held<'a> {
 }
 
 impl Held<'_> {
-    /// Whether nobody had to be kept still.
-    pub(super) fn is_empty(&self) -> bool {
-        self.holds.is_empty()
-    }
-
     /// Whether this is the cgroup of one of them: a child that is born in it would stand still too.
     pub(super) fn has(&self, cgroup: &Cgroup) -> bool {
         self.holds.iter().any(|hold| std::ptr::eq(hold.cgroup(), cgroup))

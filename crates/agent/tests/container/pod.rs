@@ -301,6 +301,51 @@ fn c15_who_can_trace_stands_still_while_a_process_is_made() {
 }
 
 #[test]
+fn c15_process_that_waits_for_its_start_has_what_its_program_will_have() {
+    let guest = TestGuest::new();
+    // Made while nobody could trace.
+    let waiting = guest.create(&with_filter(sharing_processes(guest.spec("exit 4")))).unwrap();
+    let look = "grep -h -E '^(CapEff|Seccomp):' /proc/[0-9]*/status | sort | uniq -c | tr -s '[:space:]' ' '";
+    let tracer = sharing_processes(with_capability(guest.spec(look), "CAP_SYS_PTRACE"));
+    // The first process; the shell and its three; who waits.
+    let ended = guest.run(&tracer);
+    assert!(
+        ended.stdout.contains("1 CapEff: 0000000000000000")
+            && ended.stdout.contains("1 CapEff: 0000000020000420"),
+        "{ended:?}"
+    );
+    assert!(
+        !ended.stdout.contains("CapEff: 0000000020200420") && ended.stdout.contains(" 2 Seccomp: 2"),
+        "{ended:?}"
+    );
+    assert_eq!(waiting.finish().status, 4);
+}
+
+#[test]
+fn namespace_of_shared_processes_is_made_anew_where_its_first_process_has_ended() {
+    let guest = TestGuest::new();
+    let spec = |script: &str| sharing_processes(guest.spec(script));
+    let mut first = guest.create(&spec("echo up; read line; exit 4")).unwrap().start();
+    assert_eq!(first.line(), "up");
+    let namespace = |pid: &str| std::fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+    let shared = namespace(&first.child.pid().to_string()).unwrap();
+    let entries = std::fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().file_name());
+    let is_first = |pid: &String| {
+        let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        comm == "pause\n" && namespace(pid).as_ref() == Some(&shared)
+    };
+    let pid = entries.filter_map(|name| name.into_string().ok()).find(is_first).unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(pid.parse().unwrap()),
+        nix::sys::signal::Signal::SIGKILL,
+    )
+    .unwrap();
+    assert!(first.child.wait_ended(Duration::from_secs(60)));
+    assert_eq!(first.finish().status, 137);
+    assert_eq!(guest.run(&spec("cat /proc/1/comm")).stdout, "pause\n");
+}
+
+#[test]
 fn c15_exec_that_can_trace_makes_its_container_stand_still() {
     let guest = TestGuest::new();
     let mut started = guest.create(&guest.spec("echo up; read line; exit 4")).unwrap().start();

@@ -45,6 +45,11 @@ pub enum CgroupError {
     /// Processes did not freeze, thaw or die in time.
     #[error("cgroup did not become {0} in {SETTLE:?}")]
     Timeout(&'static str),
+    /// A container that may attach to others did not stand still while one was to be made.
+    #[error(
+        "container {0} has CAP_SYS_PTRACE and does not stand still, so that nothing can be started beside it"
+    )]
+    Held(String),
     /// A limit below what is in use, with checkBeforeUpdate.
     #[error("memory limit {limit} is below the {used} bytes in use")]
     InUse {

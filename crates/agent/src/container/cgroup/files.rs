@@ -87,6 +87,8 @@ pub(super) fn write_at(dir: &OwnedFd, file: &str, value: &str) -> Result<(), Cgr
         {
             Err(CgroupError::Value { file: file.to_owned(), value: value.to_owned(), source })
         }
+        // Removed since it was opened.
+        Err(Errno::NODEV) => Err(CgroupError::NoSuchFile(file.to_owned())),
         Err(error) => Err(file_error("write", file)(error)),
     }
 }

@@ -1,6 +1,7 @@
 //! Who wants a cgroup to stand still: whoever paused the container, and the agent for a moment.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use super::{Cgroup, CgroupError};
 
@@ -50,16 +51,28 @@ impl Cgroup {
 pub(crate) struct Hold(Arc<Cgroup>);
 
 impl Hold {
-    /// Waits until all processes have stopped. A cgroup that is removed has none.
+    /// Tells all processes to stop. A cgroup that is removed has none.
     ///
     /// # Errors
-    /// [`CgroupError::Timeout`] where they do not.
-    pub(crate) fn new(cgroup: Arc<Cgroup>) -> Result<Self, CgroupError> {
+    /// [`CgroupError::File`].
+    pub(crate) fn begin(cgroup: Arc<Cgroup>) -> Result<Self, CgroupError> {
         let wished = cgroup.wish(|wishes| wishes.holds += 1);
         // From here on the drop takes it back.
         let hold = Self(cgroup);
-        match wished.and_then(|_| hold.0.wait_for("frozen", "1", "frozen")) {
-            Ok(()) | Err(CgroupError::NoSuchFile(_)) => Ok(hold),
+        match wished {
+            Ok(_) | Err(CgroupError::NoSuchFile(_)) => Ok(hold),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until they have.
+    ///
+    /// # Errors
+    /// [`CgroupError::Held`] where they do not.
+    pub(crate) fn wait(&self, deadline: Instant) -> Result<(), CgroupError> {
+        match self.0.wait_until("frozen", "1", "frozen", deadline) {
+            Ok(()) | Err(CgroupError::NoSuchFile(_)) => Ok(()),
+            Err(CgroupError::Timeout(_)) => Err(CgroupError::Held(self.0.name.clone())),
             Err(error) => Err(error),
         }
     }

@@ -317,13 +317,27 @@ impl Cgroup {
 
     /// Waits until a field of cgroup.events has a value.
     fn wait_for(&self, name: &str, value: &str, state: &'static str) -> Result<(), CgroupError> {
-        let deadline = Instant::now() + SETTLE;
+        self.wait_until(name, value, state, Instant::now() + SETTLE)
+    }
+
+    fn wait_until(
+        &self,
+        name: &str,
+        value: &str,
+        state: &'static str,
+        deadline: Instant,
+    ) -> Result<(), CgroupError> {
+        let gone = |action| {
+            move |error| match error {
+                Errno::NOENT | Errno::NODEV => CgroupError::NoSuchFile("cgroup.events".into()),
+                error => file_error(action, "cgroup.events")(error),
+            }
+        };
         let events = openat(&self.dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(file_error("open", "cgroup.events"))?;
+            .map_err(gone("open"))?;
         loop {
             let mut buffer = [0; 256];
-            let length =
-                rustix::io::pread(&events, &mut buffer, 0).map_err(file_error("read", "cgroup.events"))?;
+            let length = rustix::io::pread(&events, &mut buffer, 0).map_err(gone("read"))?;
             let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
             if field_text(&text, name) == Some(value) {
                 return Ok(());

@@ -170,7 +170,7 @@ fn fail(channel: BorrowedFd<'_>, step: &str, error: StepError) -> u8 {
     };
     let failure = Failure { step: step.to_owned(), message: cut(message), kind: error.kind() };
     // Where the agent is gone there is nobody to tell.
-    let _ = channel::send(channel, &Report::Failed(failure), &[]);
+    let _ = channel::write(channel, &Report::Failed(failure));
     status
 }
 

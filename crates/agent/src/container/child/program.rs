@@ -133,11 +133,11 @@ fn wait_and_confine(child: &Child) -> Result<Option<Program>, StepError> {
     if child.watched {
         confine(child)?;
     }
-    if channel::send(&child.channel, &Report::Ready, &[]).is_err() {
+    if channel::write(&child.channel, &Report::Ready).is_err() {
         return Ok(None);
     }
-    match channel::receive::<Command>(&child.channel, None) {
-        Ok((Command::Start, _)) => {}
+    match channel::read::<Command>(&child.channel) {
+        Ok(Command::Start) => {}
         Ok(_) | Err(_) => return Ok(None),
     }
     if !child.watched {
@@ -146,7 +146,8 @@ fn wait_and_confine(child: &Child) -> Result<Option<Program>, StepError> {
     Ok(Some(program))
 }
 
-/// The last steps, after which little but exec may be possible: the filter decides.
+/// The last steps, after which little but exec may be possible: the filter decides. Whoever is confined before it waits needs read(2)
+/// and write(2) too.
 fn confine(child: &Child) -> Result<(), StepError> {
     if child.process.no_new_privileges {
         set_no_new_privs(true).map_err(|error| StepError::Call("no_new_privs", error))?;

@@ -28,6 +28,7 @@ use crate::container::sys::clone::{Fork, Forked, fork};
 use crate::container::sys::mount::{
     ATTR_NODEV, ATTR_NOEXEC, ATTR_NOSUID, ATTR_RDONLY, MountAttr, mount_setattr,
 };
+use crate::container::sys::seccomp::seccomp_filter;
 use crate::container::sys::task;
 
 /// The user namespace first; it owns the others.
@@ -117,7 +118,8 @@ fn be_first_process(channel: &OwnedFd, in_user_namespace: bool) -> Result<Infall
     channel::send(channel, &Report::Namespaces, &[file.as_fd()])
         .map_err(|_| StepError::Orders("the agent does not listen"))?;
     task::close_all_but(channel);
-    confined(&filter()?, channel)
+    let filter = filter()?.raw();
+    confined(&filter, channel)
 }
 
 /// What the first process may still do: it waits for the end of its channel, which the agent holds for as long as it holds the
@@ -133,8 +135,8 @@ fn filter() -> Result<Filter, StepError> {
 }
 
 /// The rest of its life. Nothing here allocates or drops: only [`ALLOWED`] is left.
-fn confined(filter: &Filter, channel: &OwnedFd) -> Result<Infallible, StepError> {
-    filter.install().map_err(|error| StepError::Call("install the seccomp filter", error))?;
+fn confined(filter: &[libc::sock_filter], channel: &OwnedFd) -> Result<Infallible, StepError> {
+    seccomp_filter(filter, 0).map_err(|error| StepError::Call("install the seccomp filter", error))?;
     // `Report::Ready` as the agent reads it.
     if rustix::io::write(channel, br#""Ready""#).is_err() {
         task::end(super::SETUP_FAILED.into());

@@ -87,6 +87,15 @@ pub(crate) struct CapabilityPlan {
     pub(crate) ambient: u64,
 }
 
+impl ProcessPlan {
+    /// Whether it is root with CAP_SYS_ADMIN and keeps that: without a user namespace, the guest's root by another name.
+    pub(crate) fn is_guests_root(&self) -> bool {
+        let CapabilityPlan { bounding, effective, permitted, .. } = self.capabilities;
+        let admin = CapabilitySet::SYS_ADMIN.bits();
+        matches!(self.user, UserPlan::Ids { uid: 0, .. }) && bounding & effective & permitted & admin != 0
+    }
+}
+
 impl CapabilityPlan {
     /// Whether a process can come to have one of these: by itself, or by a program with file capabilities.
     pub(crate) fn any_of(&self, capabilities: CapabilitySet) -> bool {

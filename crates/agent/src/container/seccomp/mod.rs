@@ -77,13 +77,18 @@ impl Filter {
     /// # Errors
     /// Those of seccomp(2).
     pub(crate) fn install(&self) -> rustix::io::Result<()> {
+        sys::seccomp::seccomp_filter(&self.raw(), self.flags)
+    }
+
+    /// The program as seccomp(2) takes it.
+    pub(crate) fn raw(&self) -> Vec<libc::sock_filter> {
         let raw = |insn: &Insn| libc::sock_filter {
             code: insn.code,
             jt: insn.jump_true,
             jf: insn.jump_false,
             k: insn.operand,
         };
-        sys::seccomp::seccomp_filter(&self.program.iter().map(raw).collect::<Vec<_>>(), self.flags)
+        self.program.iter().map(raw).collect()
     }
 
     /// As bytes, to be sent to the child: the flags, then eight bytes an instruction.
