@@ -16,7 +16,7 @@ use fuse_backend_rs::api::filesystem::{
 use fuse_backend_rs::api::server::MAX_BUFFER_SIZE;
 use fuse_backend_rs::passthrough::PassthroughFs;
 
-use crate::mounts::KernelTrees;
+use crate::mounts::Devices;
 use crate::versions::Versions;
 
 /// What is negotiated beside what the inner file system asks for. Without `BIG_WRITES` and `MAX_PAGES` Linux sends one
@@ -90,13 +90,23 @@ fn open_flags(flags: u32) -> u32 {
 /// The guarded file system.
 pub(crate) struct GuardedFs {
     inner: PassthroughFs,
-    kernel_trees: KernelTrees,
+    devices: Devices,
     versions: Versions,
 }
 
 impl GuardedFs {
     pub(crate) fn new(inner: PassthroughFs) -> Self {
-        Self { inner, kernel_trees: KernelTrees::default(), versions: Versions::new() }
+        Self { inner, devices: Devices::default(), versions: Versions::new() }
+    }
+}
+
+impl GuardedFs {
+    /// Whether a file of a root file system is as it was at its last open. Other files may have a writer on the host whose changes show
+    /// in no time of theirs: one that has mapped them, or a file system that keeps its times elsewhere.
+    fn is_unchanged(&self, ctx: &Context, inode: u64, handle: Option<u64>) -> bool {
+        // After the open: a change from here on shows at the next one.
+        let Ok((stat, _)) = self.inner.getattr(ctx, inode, handle) else { return false };
+        self.devices.is_overlay(stat.st_dev).unwrap_or(false) && self.versions.note(inode, &stat)
     }
 }
 
@@ -115,7 +125,7 @@ impl FileSystem for GuardedFs {
     fn lookup(&self, ctx: &Context, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
         let entry = self.inner.lookup(ctx, parent, name)?;
-        let allowed = self.kernel_trees.has(entry.attr.st_dev).and_then(|is_kernels| match is_kernels {
+        let allowed = self.devices.is_kernels(entry.attr.st_dev).and_then(|is_kernels| match is_kernels {
             true => Err(errno(libc::EACCES)),
             false => Ok(entry),
         });
@@ -218,11 +228,9 @@ impl FileSystem for GuardedFs {
         fuse_flags: u32,
     ) -> io::Result<(Option<u64>, OpenOptions, Option<u32>)> {
         let flags = open_flags(flags);
-        // Before the open, so that a change after it shows at the next one. A failure is the open's to tell.
-        let unchanged =
-            self.getattr(ctx, inode, None).is_ok_and(|(stat, _)| self.versions.note(inode, &stat));
         let (handle, mut options, passthrough) = self.inner.open(ctx, inode, flags, fuse_flags)?;
-        options.set(OpenOptions::KEEP_CACHE, unchanged && flags & libc::O_TRUNC.unsigned_abs() == 0);
+        let unchanged = flags & libc::O_TRUNC.unsigned_abs() == 0 && self.is_unchanged(ctx, inode, handle);
+        options.set(OpenOptions::KEEP_CACHE, unchanged);
         Ok((handle, options, passthrough))
     }
 
@@ -355,7 +363,7 @@ impl FileSystem for GuardedFs {
         check_size(size)?;
         self.inner.readdirplus(ctx, inode, handle, size, offset, &mut |name, entry| {
             // What cannot be told is not told either.
-            if !self.kernel_trees.has(entry.attr.st_dev).unwrap_or(true) {
+            if !self.devices.is_kernels(entry.attr.st_dev).unwrap_or(true) {
                 return add_entry(name, entry);
             }
             // The name alone: a guest looks it up where it wants more, and is refused.

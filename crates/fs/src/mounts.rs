@@ -54,10 +54,19 @@ pub(crate) fn kernel_tree(line: &str) -> Option<KernelTree> {
     let (mount, source) = line.split_once(" - ")?;
     let kind = source.split(' ').next()?;
     KERNEL_TREES.contains(&kind).then_some(())?;
-    let mut fields = mount.split(' ').skip(2);
-    let (major, minor) = fields.next()?.split_once(':')?;
-    let device = libc::makedev(major.parse().ok()?, minor.parse().ok()?);
-    Some(KernelTree { point: unescaped(fields.nth(1)?), device })
+    Some(KernelTree { point: unescaped(mount.split(' ').nth(4)?), device: device(mount)? })
+}
+
+/// `st_dev` of a line, if it is that of an overlayfs: a root file system, which the host does not write to.
+fn overlay(line: &str) -> Option<u64> {
+    let (mount, source) = line.split_once(" - ")?;
+    (source.split(' ').next()? == "overlay").then(|| device(mount)).flatten()
+}
+
+/// The third field of a line: `major:minor`.
+fn device(mount: &str) -> Option<u64> {
+    let (major, minor) = mount.split(' ').nth(2)?.split_once(':')?;
+    Some(libc::makedev(major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// A path in which space, tab, newline and backslash stand as three octal digits.
@@ -73,28 +82,41 @@ fn unescaped(text: &str) -> PathBuf {
     PathBuf::from(OsString::from_vec(bytes))
 }
 
-/// Which devices are file systems of the kernel, as of now.
+/// Which devices are file systems of the kernel, and which are root file systems, as of now.
 #[derive(Default)]
-pub(crate) struct KernelTrees(Mutex<Known>);
+pub(crate) struct Devices(Mutex<Known>);
 
 #[derive(Default)]
 struct Known {
     /// Opened in the jail: a table that was opened before is that of the root from then.
     table: Option<File>,
-    devices: HashSet<u64>,
+    kernels: HashSet<u64>,
+    overlays: HashSet<u64>,
 }
 
-impl KernelTrees {
+impl Devices {
     /// Whether files with this `st_dev` belong to the host's kernel.
     ///
     /// # Errors
     /// When the table of mounts cannot be read. Nothing must be served then.
-    pub(crate) fn has(&self, device: u64) -> io::Result<bool> {
+    pub(crate) fn is_kernels(&self, device: u64) -> io::Result<bool> {
+        self.with(|known| known.kernels.contains(&device))
+    }
+
+    /// Whether they belong to an overlayfs. Files of one whose layers are on several file systems can have other numbers.
+    ///
+    /// # Errors
+    /// When the table of mounts cannot be read.
+    pub(crate) fn is_overlay(&self, device: u64) -> io::Result<bool> {
+        self.with(|known| known.overlays.contains(&device))
+    }
+
+    fn with<T>(&self, ask: impl FnOnce(&Known) -> T) -> io::Result<T> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.is_outdated()? {
             known.read()?;
         }
-        Ok(known.devices.contains(&device))
+        Ok(ask(&known))
     }
 }
 
@@ -116,7 +138,8 @@ impl Known {
         table.rewind()?;
         let mut text = String::new();
         table.read_to_string(&mut text)?;
-        self.devices = text.lines().filter_map(kernel_tree).map(|tree| tree.device).collect();
+        self.kernels = text.lines().filter_map(kernel_tree).map(|tree| tree.device).collect();
+        self.overlays = text.lines().filter_map(overlay).collect();
         self.table = Some(table);
         Ok(())
     }
@@ -137,8 +160,16 @@ mod tests {
     #[test]
     fn device_of_proc_is_found_and_that_of_a_file_is_not() {
         use std::os::unix::fs::MetadataExt as _;
-        let (trees, dir) = (KernelTrees::default(), tempfile::tempdir().unwrap());
-        assert!(trees.has(std::fs::metadata("/proc").unwrap().dev()).unwrap());
-        assert!(!trees.has(dir.path().metadata().unwrap().dev()).unwrap());
+        let (devices, dir) = (Devices::default(), tempfile::tempdir().unwrap());
+        let proc = std::fs::metadata("/proc").unwrap().dev();
+        assert!(devices.is_kernels(proc).unwrap() && !devices.is_overlay(proc).unwrap());
+        assert!(!devices.is_kernels(dir.path().metadata().unwrap().dev()).unwrap());
+    }
+
+    #[test]
+    fn overlay_is_known_by_its_type() {
+        let line = "61 20 0:47 / /shares/root ro,nosuid - overlay overlay rw,lowerdir=/a";
+        assert_eq!(overlay(line), Some(libc::makedev(0, 47)));
+        assert_eq!(overlay("54 20 259:1 / /overlay rw - ext4 overlay rw"), None);
     }
 }
