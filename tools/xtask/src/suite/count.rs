@@ -10,6 +10,10 @@ pub(super) struct Count {
 }
 
 impl Count {
+    pub(super) fn of_passed(tests: usize) -> Self {
+        Self { passed: u32::try_from(tests).unwrap_or(u32::MAX), failed: 0 }
+    }
+
     pub(super) fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
