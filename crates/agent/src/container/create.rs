@@ -21,7 +21,7 @@ use super::launch::{FdList, launch};
 use super::orders::{InitTask, Orders, StdioOrders, Task};
 use super::plan::{ContainerPlan, DevicePlan, JoinPlan, MountSource, NodeKind, Plan};
 use super::sys::mount::{ATTR_RDONLY, MountAttr, mount_setattr};
-use super::tracers::{ProcessNamespace, can_trace};
+use super::tracers::{ProcessNamespaceId, can_trace};
 use super::{ChildStdio, CreateError, CreateInput, CreatedContainer, Guest, rootfs};
 
 /// Does ahead of the first container what only the first one would pay for.
@@ -86,7 +86,7 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
     drop(held);
     let processes = match joined {
         Some(namespace) => namespace,
-        None => ProcessNamespace::of_process(init.child.pid()).map_err(CreateError::ProcessNamespace)?,
+        None => ProcessNamespaceId::of_process(init.child.pid()).map_err(CreateError::ProcessNamespace)?,
     };
     let parts = undo.disarm();
     let namespaces = Namespaces { kinds, processes };
@@ -98,16 +98,16 @@ pub fn create(guest: &Guest, input: CreateInput) -> Result<CreatedContainer, Cre
 }
 
 /// The PID namespace that a container joins; none where it gets a new one.
-fn joined_processes(plan: &ContainerPlan, fds: &FdList) -> Result<Option<ProcessNamespace>, CreateError> {
+fn joined_processes(plan: &ContainerPlan, fds: &FdList) -> Result<Option<ProcessNamespaceId>, CreateError> {
     let kind = libc::CLONE_NEWPID as u64;
     let found = match plan.namespaces.join.iter().find(|join| join.kind == kind) {
         Some(join) => {
             let file =
                 join.fd.and_then(|fd| fds.get(fd)).ok_or(CreateError::ProcessNamespace(Errno::BADF))?;
-            ProcessNamespace::of_file(file)
+            ProcessNamespaceId::of_file(file)
         }
         None if plan.namespaces.has(kind) => return Ok(None),
-        None => ProcessNamespace::of_process(std::process::id()),
+        None => ProcessNamespaceId::of_process(std::process::id()),
     };
     found.map(Some).map_err(CreateError::ProcessNamespace)
 }

@@ -8,7 +8,7 @@ use nacre_protocol::id::ContainerId;
 use super::cgroup::{Cgroup, CgroupError};
 use super::rootfs::{RootfsError, Teardown};
 use super::seccomp::Filter;
-use super::tracers::ProcessNamespace;
+use super::tracers::ProcessNamespaceId;
 use crate::process::Child;
 
 /// How long a killed init may take to end.
@@ -44,7 +44,7 @@ pub struct Container {
 pub(super) struct Namespaces {
     /// CLONE_NEW* of those that are not the agent's.
     pub(super) kinds: u64,
-    pub(super) processes: ProcessNamespace,
+    pub(super) processes: ProcessNamespaceId,
 }
 
 impl Container {

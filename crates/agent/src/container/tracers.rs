@@ -21,9 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A namespace, by device and inode of its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct ProcessNamespace(u64, u64);
+pub(super) struct ProcessNamespaceId(u64, u64);
 
-impl ProcessNamespace {
+impl ProcessNamespaceId {
     /// That of this file.
     ///
     /// # Errors
@@ -56,15 +56,15 @@ pub struct Tracers {
 
 #[derive(Debug, Default)]
 struct State {
-    tracers: Vec<(ProcessNamespace, Weak<Cgroup>)>,
+    tracers: Vec<(ProcessNamespaceId, Weak<Cgroup>)>,
     /// Where children are being made now.
-    held: Vec<ProcessNamespace>,
+    held: Vec<ProcessNamespaceId>,
 }
 
 impl Tracers {
     /// Adds a container whose process does not run yet. Waits until children that were being made without its being known of are
     /// confined.
-    pub(super) fn add(&self, namespace: ProcessNamespace, cgroup: &Arc<Cgroup>) {
+    pub(super) fn add(&self, namespace: ProcessNamespaceId, cgroup: &Arc<Cgroup>) {
         let mut state = self.state();
         while state.held.contains(&namespace) {
             state = self.released.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -79,8 +79,8 @@ impl Tracers {
     /// Keeps all of a namespace still for as long as the value lives.
     ///
     /// # Errors
-    /// [`CgroupError::Timeout`] where a process does not stop: none is kept then.
-    pub(super) fn hold(&self, namespace: ProcessNamespace) -> Result<Held<'_>, CgroupError> {
+    /// [`CgroupError::Held`] where a process does not stop: none is kept then.
+    pub(super) fn hold(&self, namespace: ProcessNamespaceId) -> Result<Held<'_>, CgroupError> {
         let mut state = self.state();
         state.held.push(namespace);
         let there = state.tracers.iter().filter(|(other, _)| *other == namespace);
@@ -105,7 +105,7 @@ impl Tracers {
 #[derive(Debug)]
 pub(super) struct Held<'a> {
     tracers: &'a Tracers,
-    namespace: ProcessNamespace,
+    namespace: ProcessNamespaceId,
     holds: Vec<Hold>,
 }
 

@@ -151,11 +151,8 @@ fn confined(filter: &[libc::sock_filter], channel: &OwnedFd) -> Result<Infallibl
 
 /// Id of nobody by a map of this process's: the one of pause images, or the last that there is.
 fn nobody_of(map: &str) -> Result<u32, StepError> {
-    let text = fs::read_to_string(map).map_err(|error| StepError::Path {
-        action: "read",
-        path: map.to_owned(),
-        source: Errno::from_io_error(&error).unwrap_or(Errno::IO),
-    })?;
+    let text = fs::read_to_string(map).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO));
+    let text = text.map_err(StepError::path("read", map))?;
     nobody(&text).ok_or(StepError::Orders("the user namespace has no ids"))
 }
 
