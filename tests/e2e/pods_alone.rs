@@ -39,7 +39,7 @@ fn container_that_ends_is_told_and_its_place_can_be_taken() {
         let ended = pod.wait(&job);
         assert_eq!((ended.exit_code, ended.reason.as_str()), (3, "Error"));
         assert_eq!(fs::read_to_string(volume.join("output")).unwrap(), "from the host");
-        assert!(pod.log("job", attempt).ends_with("stdout F 1\n"), "{}", pod.log("job", attempt));
+        pod.wait_for_log_end("job", attempt, "stdout F 1\n");
         pod.remove(&job);
         fs::remove_file(volume.join("output")).unwrap();
     }
@@ -85,22 +85,27 @@ fn outlive(start: fn() -> Containerd) {
     let pod = Pod::run(&cri, "steady", &containerd.path("logs"));
     let stays = pod.start("stays", Wish::idle().share_processes().mount(&volume, "/v"));
     assert!(pod.exec(&stays, &["ps"]).ok().text().contains("sleep 2000000000"), "the pause process");
-    let script = "until [ -e /v/go ]; do sleep 0.2; done; touch /v/gone; exit 17";
+    let script = "until [ -e /v/go ]; do sleep 0.2; done; echo last words; touch /v/gone; exit 17";
     let meanwhile = pod.start("meanwhile", Wish::sh(script).mount(&volume, "/v"));
-    let ends = pod.start("ends", Wish::sh("until [ -e /dev/shm/go ]; do sleep 0.2; done; exit 5"));
+    let script = "until [ -e /v/go ]; do sleep 0.2; done; echo while nobody hears; touch /v/told; \
+                  until [ -e /dev/shm/go ]; do sleep 0.2; done; echo heard; exit 5";
+    let ends = pod.start("ends", Wish::sh(script).mount(&volume, "/v"));
     let (id, vmm) = (pod.id().to_owned(), vmms.new());
 
     containerd.kill();
     fs::write(volume.join("go"), "").unwrap();
-    wait_for("an end that nobody hears", || volume.join("gone").exists());
+    wait_for("an end that nobody hears", || volume.join("gone").exists() && volume.join("told").exists());
     assert_eq!(vmms.new(), vmm);
     containerd.launch();
     let cri = containerd.cri();
     let pod = Pod::again(&cri, &id, "steady", &containerd.path("logs"));
     assert_eq!(pod.wait(&meanwhile).exit_code, 17);
+    pod.wait_for_log_end("meanwhile", 0, "stdout F last words\n");
     assert_eq!(pod.status(&stays).state, RUNNING);
     assert_eq!(pod.sh(&stays, "touch /dev/shm/go; echo alive").ok().text(), "alive");
     assert_eq!(pod.wait(&ends).exit_code, 5);
+    pod.wait_for_log_end("ends", 0, "stdout F heard\n");
+    assert!(pod.log("ends", 0).contains("stdout F while nobody hears\n"), "{}", pod.log("ends", 0));
     let (fresh, _) = pod.run_to_end("fresh", Wish::sh("exit 0"));
     assert_eq!(fresh.exit_code, 0);
     assert_eq!(vmms.new(), vmm);

@@ -64,7 +64,7 @@ fn name_of_a_container_is_taken_until_its_next_attempt() {
     let second = pod.start("again", Wish::sh("ls /mark 2> /dev/null; echo again").attempt(1));
     let ended = pod.wait(&second);
     assert_eq!((ended.exit_code, ended.metadata.attempt), (0, 1));
-    assert!(pod.log("again", 1).ends_with("stdout F again\n"), "{}", pod.log("again", 1));
+    pod.wait_for_log_end("again", 1, "stdout F again\n");
     assert_eq!(pod.log("again", 0), "");
     pod.remove(&first);
     pod.remove(&second);

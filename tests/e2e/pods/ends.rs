@@ -90,7 +90,7 @@ fn container_that_ends_on_sigterm_has_its_own_status() {
     wait_for("the trap", || pod.log("polite", 0).contains("begun"));
     let ended = pod.stop_within(&id, 120);
     assert_eq!((ended.exit_code, ended.reason.as_str()), (5, "Error"));
-    assert!(pod.log("polite", 0).ends_with("stdout F bye\n"), "{}", pod.log("polite", 0));
+    pod.wait_for_log_end("polite", 0, "stdout F bye\n");
     pod.remove(&id);
 }
 
@@ -124,7 +124,7 @@ fn container_is_stopped_by_the_signal_of_its_image() {
     let id = pod.start("signalled", Wish::of(CONFIGURED));
     wait_for("the trap", || pod.log("signalled", 0).contains("begun"));
     assert_eq!(pod.stop_within(&id, 120).exit_code, 3);
-    assert!(pod.log("signalled", 0).ends_with("stdout F told\n"), "{}", pod.log("signalled", 0));
+    pod.wait_for_log_end("signalled", 0, "stdout F told\n");
     pod.remove(&id);
 }
 

@@ -247,6 +247,20 @@ impl<'a> Pod<'a> {
         std::fs::read_to_string(path).unwrap_or_default()
     }
 
+    /// Waits for the last line of a container's log: containerd writes it in its own time, also after it has told the container's end.
+    #[track_caller]
+    pub fn wait_for_log_end(&self, name: &str, attempt: u32, end: &str) {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let log = self.log(name, attempt);
+            if log.ends_with(end) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "the log of {name} does not end in {end:?}: {log}");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Stops it, and all that is in it.
     #[track_caller]
     pub fn stop_all(&self) {

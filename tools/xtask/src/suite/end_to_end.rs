@@ -31,6 +31,15 @@ const MAX_MACHINES: usize = 4;
 /// Most that one after the other may end while they run their tests.
 const MACHINES_IN_A_ROW: u32 = 3;
 
+/// Most tests of an emulated machine that may fail and run again: the emulator's faults are rare, a defect of nacre's breaks more.
+const MAX_AGAIN: usize = 2;
+
+/// Of a panic, the line that tells the place and some of its words.
+const PANIC_LINES: usize = 4;
+
+/// How often each of them must pass then. Written in a shell's words.
+const TIMES_AGAIN: &str = "1 2 3";
+
 /// Runs those whose name contains `filter`.
 pub(super) fn run(project: &Project, filter: Option<&str>, containerd: Option<&Path>) -> Result<Count> {
     install::build(project)?;
@@ -67,6 +76,22 @@ struct Tests<'a> {
     containerd: Option<&'a Path>,
 }
 
+impl Tests<'_> {
+    /// The command that runs those of these names, one after the other.
+    fn command(&self, names: &[String]) -> Vec<String> {
+        let mut command =
+            vec!["env".to_owned(), format!("NACRE_TEST_IMAGE=oci:{}:python", self.image.display())];
+        command.extend(self.containerd.map(|dir| format!("NACRE_TEST_CONTAINERD={}", dir.display())));
+        command.extend([
+            self.binary.display().to_string(),
+            "--test-threads=1".to_owned(),
+            "--exact".to_owned(),
+        ]);
+        command.extend(names.iter().cloned());
+        command
+    }
+}
+
 fn on_machines(project: &Project, place: Place, tests: &Tests<'_>, hands: &[Vec<String>]) -> Result<Count> {
     let mut count = Count::default();
     thread::scope(|scope| {
@@ -79,20 +104,24 @@ fn on_machines(project: &Project, place: Place, tests: &Tests<'_>, hands: &[Vec<
     })
 }
 
-/// Runs tests on a machine of their own. Where an emulated one ends by itself (its own kernel has such faults, `docs/testing.md`), another one
-/// runs those that have not passed yet.
+/// Runs tests on a machine of their own. Emulated ones have faults of their own (`docs/testing.md`): where one ends by itself, another one
+/// runs those that have not passed yet, and where a test or two fail on one, they run again on another, several times, and are told.
 fn on_machine(project: &Project, place: Place, tests: &Tests<'_>, names: &[String]) -> Result<Count> {
-    let (mut passed, mut machines) = (Vec::new(), 1);
+    let (mut seen, mut machines) = (Seen::default(), 1);
     loop {
-        let left: Vec<String> = names.iter().filter(|name| !passed.contains(*name)).cloned().collect();
-        let mut count = Count::of_passed(passed.len());
+        let left: Vec<String> = names.iter().filter(|name| !seen.passed.contains(*name)).cloned().collect();
+        let mut count = Count::of_passed(seen.passed.len());
         // No name at all would stand for every test.
         if left.is_empty() {
             return Ok(count);
         }
-        match run_on_machine(project, place, tests, &left, &mut passed) {
+        seen.failed.clear();
+        match run_on_machine(project, place, tests, &left, &mut seen) {
             Ok(rest) => {
                 count.add(rest);
+                if place == Place::Emulated && (1..=MAX_AGAIN).contains(&seen.failed.len()) {
+                    again(project, place, tests, &seen, &mut count);
+                }
                 return Ok(count);
             }
             Err(error) if place == Place::Emulated && machines < MACHINES_IN_A_ROW => {
@@ -104,26 +133,74 @@ fn on_machine(project: &Project, place: Place, tests: &Tests<'_>, names: &[Strin
     }
 }
 
-/// The tests that pass are added to a list as they do: nothing else is known of a machine that ends.
+/// Runs tests that failed once more on another machine. Only those that then pass every time count as passed.
+fn again(project: &Project, place: Place, tests: &Tests<'_>, seen: &Seen, count: &mut Count) {
+    let names = &seen.failed;
+    let what = names.join(", ");
+    eprintln!("    failed on an emulated processor, and run again on another: {what}");
+    let script = format!("for time in {TIMES_AGAIN}; do \"$@\" || exit; done");
+    let mut command = vec!["sh".to_owned(), "-ec".to_owned(), script, "again".to_owned()];
+    command.extend(tests.command(names));
+    let job = Job { kind: Kind::Fresh, ..Job::new(command) }.timeout(LIMIT);
+    match lab::execute(project, place, &job, &mut lab::forward) {
+        Ok(0) => {
+            count.passed_again(names.len());
+            println!("    FAILED ONCE, and passed each time when run again: {what}");
+        }
+        Ok(_) => println!("    FAILED AGAIN: {what}"),
+        Err(error) => println!("    FAILED: {what} (not run again: {error:#})"),
+    }
+    for line in &seen.panics {
+        println!("      {line}");
+    }
+}
+
+/// Names of tests by how they ended.
+#[derive(Debug, Default)]
+struct Seen {
+    passed: Vec<String>,
+    failed: Vec<String>,
+    /// Where and with which words tests panicked.
+    panics: Vec<String>,
+    /// Lines of a panic's words that follow.
+    words: usize,
+}
+
+impl Seen {
+    /// Reads libtest's lines `test NAME ... ok` and `test NAME ... FAILED`, and those of panics.
+    fn read(&mut self, lines: &str) {
+        for line in lines.lines() {
+            if line.starts_with("thread '") && line.contains("' panicked at ") {
+                self.words = PANIC_LINES;
+            }
+            if self.words > 0 {
+                self.words -= 1;
+                self.panics.push(line.to_owned());
+            }
+            match line.strip_prefix("test ").and_then(|line| line.split_once(" ... ")) {
+                Some((name, "ok")) => self.passed.push(name.to_owned()),
+                Some((name, "FAILED")) => self.failed.push(name.to_owned()),
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What is seen is told as it happens: nothing else is known of a machine that ends.
 fn run_on_machine(
     project: &Project,
     place: Place,
     tests: &Tests<'_>,
     names: &[String],
-    passed: &mut Vec<String>,
+    seen: &mut Seen,
 ) -> Result<Count> {
-    let mut command =
-        vec!["env".to_owned(), format!("NACRE_TEST_IMAGE=oci:{}:python", tests.image.display())];
-    command.extend(tests.containerd.map(|dir| format!("NACRE_TEST_CONTAINERD={}", dir.display())));
-    command.extend([tests.binary.display().to_string(), "--test-threads=1".to_owned(), "--exact".to_owned()]);
-    command.extend(names.iter().cloned());
     // A machine of its own: what others do in the kept one would look as if a test had left it behind.
-    let job = Job { kind: Kind::Fresh, ..Job::new(command) }.timeout(LIMIT);
+    let job = Job { kind: Kind::Fresh, ..Job::new(tests.command(names)) }.timeout(LIMIT);
     let (mut counter, mut lines) = (Counter::default(), Lines::default());
     let status = lab::execute(project, place, &job, &mut |stream, bytes| {
         match stream {
             Stream::Out => lines.feed(bytes, &mut |lines| {
-                passed.extend(passed_in(&String::from_utf8_lossy(lines)));
+                seen.read(&String::from_utf8_lossy(lines));
                 lab::forward(stream, lines);
             }),
             Stream::Err => lab::forward(stream, bytes),
@@ -134,12 +211,6 @@ fn run_on_machine(
     })?;
     lines.end(&mut |line| lab::forward(Stream::Out, line));
     Ok(counter.result(status == 0))
-}
-
-/// Names in libtest's lines `test NAME ... ok`.
-fn passed_in(lines: &str) -> impl Iterator<Item = String> {
-    let name = |line: &str| Some(line.strip_prefix("test ")?.strip_suffix(" ... ok")?.to_owned());
-    lines.lines().filter_map(name)
 }
 
 /// Makes whole lines of what comes in pieces, so that machines do not write into each other's.
@@ -210,9 +281,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_passed_is_read_from_whole_lines() {
-        let lines = "running 3 tests\ntest run::a ... ok\ntest run::b ... FAILED\ntest run::c ... ok\n";
-        assert_eq!(passed_in(lines).collect::<Vec<_>>(), ["run::a", "run::c"]);
+    fn how_tests_ended_is_read_from_whole_lines() {
+        let mut seen = Seen::default();
+        seen.read("running 4 tests\ntest run::a ... ok\ntest run::b ... FAILED\ntest run::c ... ok\ntest result: FAILED. 2\n");
+        seen.read("thread 'run::b' panicked at tests/b.rs:1:2:\nassertion failed: b\n");
+        seen.read("one\ntwo\nthree\n");
+        assert_eq!(
+            seen.panics.join("|"),
+            "thread 'run::b' panicked at tests/b.rs:1:2:|assertion failed: b|one|two"
+        );
+        assert_eq!(seen.passed, ["run::a", "run::c"]);
+        assert_eq!(seen.failed, ["run::b"]);
     }
 
     #[test]
