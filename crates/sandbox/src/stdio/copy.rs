@@ -3,7 +3,7 @@
 //! Between a socket and a FIFO the kernel moves pages (splice(2)); no byte is copied through this process. Both ends
 //! do not block, and when a splice would, poll(2) tells which end it was.
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -22,6 +22,9 @@ const CHUNK: usize = 1 << 20;
 /// First and longest pause between two looks at a pipe that is read.
 const PAUSE: Duration = Duration::from_millis(1);
 const LONGEST_PAUSE: Duration = Duration::from_millis(16);
+
+/// The same of one whose reader has left, perhaps for good.
+const HELD_PAUSE: Duration = Duration::from_millis(100);
 
 /// Bytes of one read where the kernel cannot splice.
 const BUFFER: usize = 64 * 1024;
@@ -89,25 +92,39 @@ fn is_ready(fd: &OwnedFd, flags: PollFlags) -> io::Result<bool> {
     }
 }
 
-/// Waits until a pipe that nobody writes to any more is empty, or has no reader. A kernel tells writers of room, not of
-/// emptiness, so this looks, at first often.
-pub(super) async fn wait_until_taken(pipe: AsyncFd<OwnedFd>, progress: &Progress) -> io::Result<()> {
-    let pipe = write_end(pipe.into_inner())?;
+/// Waits until a pipe that nobody writes to any more is empty. Where its reader has left before, returns it with both ends. A kernel tells
+/// writers of room, not of emptiness, so this looks, at first often.
+pub(super) async fn wait_until_taken(
+    pipe: AsyncFd<OwnedFd>,
+    progress: &Progress,
+) -> io::Result<Option<OwnedFd>> {
+    let pipe = reopen(pipe.into_inner(), File::options().write(true))?;
     let (mut left, mut pause) = (ioctl_fionread(&pipe)?, PAUSE);
-    while left > 0 && !is_ready(&pipe, PollFlags::empty())? {
+    while left > 0 {
+        if is_ready(&pipe, PollFlags::empty())? {
+            return reopen(pipe, File::options().read(true).write(true)).map(Some);
+        }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);
         let now = ioctl_fionread(&pipe)?;
         progress.add(usize::try_from(left.saturating_sub(now)).unwrap_or(usize::MAX));
         left = now;
     }
+    Ok(None)
+}
+
+/// Holds a pipe for a reader that may come back, until one has taken everything: it then finds the end.
+pub(super) async fn hold_until_taken(pipe: OwnedFd) -> io::Result<()> {
+    while ioctl_fionread(&pipe)? > 0 {
+        tokio::time::sleep(HELD_PAUSE).await;
+    }
     Ok(())
 }
 
-/// A pipe's writing end alone: who holds the other one too is a reader to the kernel.
-fn write_end(pipe: OwnedFd) -> io::Result<OwnedFd> {
+/// A pipe with other ends than it has here: who holds the reading one is a reader to the kernel.
+fn reopen(pipe: OwnedFd, ends: &mut OpenOptions) -> io::Result<OwnedFd> {
     let path = format!("/proc/self/fd/{}", pipe.as_raw_fd());
-    Ok(File::options().write(true).custom_flags(libc::O_NONBLOCK).open(path)?.into())
+    Ok(ends.custom_flags(libc::O_NONBLOCK).open(path)?.into())
 }
 
 /// Reads everything until the end of file and gives it to `sink`.

@@ -16,7 +16,8 @@
 //!
 //! An exit is reported when both outputs have reached their end of file and the last byte is in the caller's hands, out of its
 //! FIFO (containerd's client closes that when it hears of the exit, whatever is in it); or, where nothing moves for [`STALL`],
-//! because a reader has stopped or a grandchild holds the stream open.
+//! because a reader has stopped or a grandchild holds the stream open. For a reader that has left (containerd while it restarts) it
+//! does not wait: what is in the FIFO then stays there until somebody has come back and taken it, or the process is deleted.
 
 mod copy;
 mod guest_stream;
@@ -123,11 +124,21 @@ pub struct Opened {
 #[derive(Debug, Default)]
 pub struct Streams {
     stdin: Option<Stdin>,
-    outputs: Vec<JoinHandle<()>>,
+    outputs: Vec<Running>,
+    /// Outputs that have ended, with bytes that nobody was there to take.
+    held: Vec<Running>,
     /// For each output into a FIFO: hands its task another place, once.
     redirects: Vec<(&'static str, oneshot::Sender<Option<Sink>>)>,
     progress: Arc<Progress>,
     logger: Option<Logger>,
+}
+
+/// An output that is copied.
+#[derive(Debug)]
+struct Running {
+    task: JoinHandle<()>,
+    /// Ready when there is nothing more to wait for: all is taken, or the reader has left.
+    done: oneshot::Receiver<()>,
 }
 
 /// A process's stdin on the host's side.
@@ -279,10 +290,12 @@ impl Opened {
             let (dialer, progress) = (dialer.clone(), progress.clone());
             let (sender, redirected) = oneshot::channel();
             streams.redirects.push((output.stream, sender));
-            streams.outputs.push(tokio::spawn(async move {
+            let (tell, done) = oneshot::channel();
+            let task = tokio::spawn(async move {
                 let stream = output.stream;
-                log_failure(stream, copy_output(&dialer, output, redirected, &progress).await);
-            }));
+                log_failure(stream, copy_output(&dialer, output, redirected, &progress, tell).await);
+            });
+            streams.outputs.push(Running { task, done });
         }
         streams
     }
@@ -333,13 +346,17 @@ async fn copy_output(
     output: Output,
     redirected: oneshot::Receiver<Option<Sink>>,
     progress: &Progress,
+    tell: oneshot::Sender<()>,
 ) -> io::Result<()> {
     let guest = dialer.open(output.token, Interest::READABLE).await?;
     let Sink::Pipe(pipe) = output.sink else { return copy_to(&guest, Some(output.sink), progress).await };
     let sink = tokio::select! {
         result = copy::splice_all(&guest, &pipe, progress) => {
             result?;
-            return copy::wait_until_taken(pipe, progress).await;
+            let Some(left) = copy::wait_until_taken(pipe, progress).await? else { return Ok(()) };
+            // Nobody may wait for it any more.
+            let _ = tell.send(());
+            return copy::hold_until_taken(left).await;
         }
         // A splice that is given up has moved all or nothing, so no byte is lost between the two.
         Ok(sink) = redirected => sink,
@@ -409,31 +426,39 @@ impl Streams {
 
     /// The part that has to be waited for before an exit is reported.
     pub fn take_drain(&mut self) -> Drain {
-        Drain { outputs: std::mem::take(&mut self.outputs), progress: self.progress.clone() }
+        Drain {
+            outputs: std::mem::take(&mut self.outputs),
+            held: Vec::new(),
+            progress: self.progress.clone(),
+        }
     }
 
-    /// Takes back the outputs that have not ended.
+    /// Takes back the outputs that have not ended, and those that nobody was there to take.
     pub fn keep(&mut self, mut rest: Drain) {
         self.outputs.append(&mut rest.outputs);
+        self.held.append(&mut rest.held);
     }
 
     /// Whether an output has not ended.
     pub fn has_outputs(&self) -> bool {
-        self.outputs.iter().any(|task| !task.is_finished())
+        self.outputs.iter().any(|output| !output.task.is_finished())
     }
 
     /// Ends what still runs and waits for the logging program.
     pub async fn finish(mut self) {
         self.abort();
+        // A task that is given up lets go of its ends when it runs next.
+        for output in self.outputs.drain(..).chain(self.held.drain(..)) {
+            let _ = output.task.await;
+        }
         if let Some(logger) = self.logger.take() {
             logger.finish().await;
         }
     }
 
     fn abort(&mut self) {
-        for task in self.stdin.iter().map(|stdin| &stdin.task).chain(&self.outputs) {
-            task.abort();
-        }
+        let outputs = self.outputs.iter().chain(&self.held).map(|output| &output.task);
+        self.stdin.iter().map(|stdin| &stdin.task).chain(outputs).for_each(JoinHandle::abort);
     }
 }
 
@@ -446,17 +471,21 @@ impl Drop for Streams {
 /// Outputs that run until their end.
 #[derive(Debug, Default)]
 pub struct Drain {
-    outputs: Vec<JoinHandle<()>>,
+    outputs: Vec<Running>,
+    held: Vec<Running>,
     progress: Arc<Progress>,
 }
 
 impl Drain {
-    /// Waits for the end of every output, as long as something moves; returns the outputs that still run.
+    /// Waits for the end of every output, as long as something moves; returns the outputs that still run, and those whose
+    /// reader has left.
     pub async fn wait(mut self) -> Self {
         let mut seen = self.progress.bytes();
-        while let Some(task) = self.outputs.last_mut() {
-            match tokio::time::timeout(STALL, task).await {
-                Ok(_) => drop(self.outputs.pop()),
+        while let Some(output) = self.outputs.last_mut() {
+            match tokio::time::timeout(STALL, &mut output.done).await {
+                Ok(Ok(())) => self.held.extend(self.outputs.pop()),
+                // The task has ended.
+                Ok(Err(_)) => drop(self.outputs.pop()),
                 Err(_) if self.progress.bytes() == seen => break,
                 Err(_) => seen = self.progress.bytes(),
             }
@@ -467,7 +496,7 @@ impl Drain {
 
 impl Drop for Drain {
     fn drop(&mut self) {
-        self.outputs.iter().for_each(JoinHandle::abort);
+        self.outputs.iter().chain(&self.held).for_each(|output| output.task.abort());
     }
 }
 

@@ -116,6 +116,38 @@ async fn drain_does_not_wait_for_a_caller_that_has_left() {
 }
 
 #[tokio::test]
+async fn caller_that_comes_back_after_the_end_finds_what_it_has_not_taken_and_then_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut streams, caller) = written(dir.path(), 60_000).await;
+    drop(caller);
+    let rest = streams.take_drain().wait().await;
+    streams.keep(rest);
+    assert!(!streams.has_outputs(), "nobody has to wait for it");
+    // As containerd does it: the opening waits for a writer.
+    let path = dir.path().join("out");
+    let back = tokio::task::spawn_blocking(move || {
+        let mut all = Vec::new();
+        File::open(path).unwrap().read_to_end(&mut all).unwrap();
+        all
+    });
+    assert!(tokio::time::timeout(Duration::from_secs(60), back).await.unwrap().unwrap() == vec![7; 60_000]);
+    streams.finish().await;
+}
+
+#[tokio::test]
+async fn what_nobody_has_taken_is_gone_with_the_streams() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut streams, caller) = written(dir.path(), 60_000).await;
+    drop(caller);
+    let rest = streams.take_drain().wait().await;
+    streams.keep(rest);
+    streams.finish().await;
+    let path = dir.path().join("out");
+    let mut caller = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).unwrap();
+    assert_eq!(caller.read(&mut [0]).unwrap(), 0);
+}
+
+#[tokio::test]
 async fn redirect_to_a_logging_program_or_a_bad_path_is_refused_and_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let (mut guest, dialer) = Guest::new(dir.path());
