@@ -1,5 +1,7 @@
 //! The root file system on the host: EROFS blobs opened for a disk, or mounts made on the bundle's directory.
 
+mod lowers;
+
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -338,7 +340,8 @@ fn mount_one(wanted: &Mount, point: &Path) -> Result<(), StorageError> {
     let (flags, data) = split_options(&wanted.options);
     let users = IdMaps::from_options(&wanted.options)?;
     let users = users.map(|maps| maps.namespace()).transpose().map_err(StorageError::UserNamespace)?;
-    let mapped = |source| StorageError::Mount { kind: wanted.kind.clone(), path: point.to_owned(), source };
+    let mapped =
+        |source: io::Error| StorageError::Mount { kind: wanted.kind.clone(), path: point.to_owned(), source };
     if wanted.kind == "bind" {
         let recursive = wanted.options.iter().any(|option| option == "rbind");
         match &users {
@@ -357,11 +360,17 @@ fn mount_one(wanted: &Mount, point: &Path) -> Result<(), StorageError> {
     if let Some(users) = &users {
         return users::mounts::overlay(point, flags, &data, users).map_err(mapped);
     }
-    let data = data.join(",");
-    if data.len() > MAX_MOUNT_DATA {
-        return Err(StorageError::LongOptions(data.len()));
+    let text = data.join(",");
+    if text.len() > MAX_MOUNT_DATA {
+        // containerd's own path takes 75 bytes of each layer's.
+        return match lowers::relative(&data) {
+            Some(relative) if relative.data.len() <= MAX_MOUNT_DATA => {
+                lowers::mount_at(&wanted.source, point, &wanted.kind, flags, &relative).map_err(mapped)
+            }
+            _ => Err(StorageError::LongOptions(text.len())),
+        };
     }
-    let data = CString::new(data).map_err(|_| failed(rustix::io::Errno::INVAL))?;
+    let data = CString::new(text).map_err(|_| failed(rustix::io::Errno::INVAL))?;
     mount(&*wanted.source, point, &*wanted.kind, flags, Some(data.as_c_str())).map_err(failed)
 }
 
@@ -461,6 +470,39 @@ mod tests {
         let (flags, data) = split_options(&options);
         assert_eq!(flags, MountFlags::RDONLY | MountFlags::NOSUID);
         assert_eq!(data, ["lowerdir=/a:/b", "xino=off"]);
+    }
+
+    #[test]
+    fn overlay_of_a_hundred_layers_with_long_paths_is_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let below =
+            dir.path().join("io.containerd.snapshotter.v1.overlayfs/snapshots/with/a/long/path/before/them");
+        let mut lowers = Vec::new();
+        for number in 0..100 {
+            let layer = below.join(format!("{number}/fs"));
+            std::fs::create_dir_all(&layer).unwrap();
+            std::fs::write(layer.join(format!("file{number}")), "").unwrap();
+            lowers.push(layer.display().to_string());
+        }
+        let point = dir.path().join("point");
+        std::fs::create_dir(&point).unwrap();
+        let wanted = Mount {
+            kind: "overlay".into(),
+            source: "overlay".into(),
+            target: String::new(),
+            options: vec![format!("lowerdir={}", lowers.join(":"))],
+        };
+        if mount("tmpfs", &point, "tmpfs", MountFlags::empty(), None).is_err() {
+            eprintln!("skipped: mounting needs root");
+            return;
+        }
+        unmount(&point, UnmountFlags::empty()).unwrap();
+        let before = std::env::current_dir().unwrap();
+        mount_one(&wanted, &point).unwrap();
+        let files = std::fs::read_dir(&point).unwrap().count();
+        unmount(&point, UnmountFlags::empty()).unwrap();
+        assert_eq!(files, 100);
+        assert_eq!(std::env::current_dir().unwrap(), before);
     }
 
     #[test]

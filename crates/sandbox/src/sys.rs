@@ -194,6 +194,15 @@ pub(crate) fn map_ids(mount: &OwnedFd, users: &OwnedFd) -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives the calling thread a root and working directory of its own.
+///
+/// # Errors
+/// What unshare(2) says.
+pub(crate) fn leave_working_directory() -> io::Result<()> {
+    // SAFETY: the flag changes no memory and no descriptor table.
+    if unsafe { libc::unshare(libc::CLONE_FS) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives the calling thread a mount namespace, root and working directory of its own.
 ///
 /// # Errors

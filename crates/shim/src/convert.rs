@@ -56,17 +56,17 @@ pub(crate) fn pod_request(request: CreateSandboxRequest) -> Result<PodRequest, C
     if [namespaces.network, namespaces.pid, namespaces.ipc].contains(&NODE) {
         return Err(ConvertError::Unsupported("namespaces of the host"));
     }
-    let (resources, overhead) = (linux.resources.unwrap_or_default(), linux.overhead.unwrap_or_default());
-    let sum = |limit: i64, more: i64| if limit > 0 { limit.saturating_add(more.max(0)) } else { 0 };
+    // Without the pod's overhead, as the annotations of a pause container have it: that is for what is around the guest's memory.
+    let resources = linux.resources.unwrap_or_default();
     Ok(PodRequest {
         hostname: config.hostname,
         cgroup_parent: linux.cgroup_parent,
         network: Some(request.netns_path).filter(|path| !path.is_empty()).map(PathBuf::from),
         limits: PodLimits {
-            memory_bytes: sum(resources.memory_limit_in_bytes, overhead.memory_limit_in_bytes),
-            cpu_quota_us: sum(resources.cpu_quota, overhead.cpu_quota),
+            memory_bytes: resources.memory_limit_in_bytes,
+            cpu_quota_us: resources.cpu_quota,
             cpu_period_us: resources.cpu_period,
-            cpu_shares: sum(resources.cpu_shares, overhead.cpu_shares),
+            cpu_shares: resources.cpu_shares,
         },
         annotations: request.annotations.into_iter().collect(),
         sysctls: linux.sysctls.into_iter().collect(),
@@ -246,9 +246,9 @@ mod tests {
     }
 
     #[test]
-    fn pod_has_its_limits_with_the_overhead_and_its_network() {
+    fn pod_has_its_limits_without_the_overhead_and_its_network() {
         let pod = pod(|_| ()).unwrap();
-        assert_eq!((pod.limits.memory_bytes, pod.limits.cpu_quota_us), (160 << 20, 0));
+        assert_eq!((pod.limits.memory_bytes, pod.limits.cpu_quota_us), (128 << 20, 0));
         assert_eq!((pod.hostname.as_str(), pod.cgroup_parent.as_str()), ("web", "/kubepods/pod1"));
         assert_eq!(pod.network, Some("/run/netns/x".into()));
     }

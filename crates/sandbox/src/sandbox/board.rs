@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::pod::{Pod, PodStatus};
-use super::process::{Process, ProcessId, ProcessStatus};
+use super::process::{Over, Process, ProcessId, ProcessStatus};
 use super::{Container, First};
 use crate::error::SandboxError;
 use crate::machine::Machine;
@@ -23,6 +23,8 @@ struct Shown {
     vm: Option<Killer>,
     /// By container and exec; init's exec id is empty.
     processes: BTreeMap<String, BTreeMap<String, ProcessStatus>>,
+    /// By container, of its init.
+    over: BTreeMap<String, Over>,
     pod: Option<PodStatus>,
 }
 
@@ -47,6 +49,10 @@ impl Board {
             first: first.map(|first| first.id.clone()),
             vm: machine.map(|machine| machine.vm().killer()),
             processes: containers.iter().map(processes).collect(),
+            over: containers
+                .iter()
+                .map(|(id, container)| (id.clone(), container.init.over.clone()))
+                .collect(),
             pod: pod.map(|pod| PodStatus {
                 pid: pod.pid,
                 created_at: pod.created_at,
@@ -61,12 +67,15 @@ impl Board {
         self.shown().first.clone()
     }
 
-    /// Ends the VM of a container whose init has not ended, or of a pod that has not.
+    /// Ends the VM of a container whose init has not ended, or of a pod that has not. An init whose end the guest has told has ended,
+    /// however slowly its output is read.
     pub(super) fn kill_unless_stopped(&self, container: &str) {
         let shown = self.shown();
         let init = shown.processes.get(container).and_then(|processes| processes.get(""));
         let lives = match init {
-            Some(init) => init.state != State::Stopped,
+            Some(init) => {
+                init.state != State::Stopped && !shown.over.get(container).is_some_and(Over::is_set)
+            }
             None => shown.first.as_deref() == Some(container),
         };
         if let (true, Some(vm)) = (lives, &shown.vm) {

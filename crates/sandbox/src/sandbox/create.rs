@@ -120,7 +120,7 @@ impl Core {
     ) -> Result<u32, SandboxError> {
         let id = ProcessId { container: request.id.clone(), exec: String::new() };
         if let Some(machine) = &self.machine {
-            exit::watch_process(machine, &id, init.streams.take_drain(), self.sender.clone());
+            exit::watch_process(machine, &id, &mut init, self.sender.clone());
         }
         let container = Container {
             bundle: request.bundle.clone(),
@@ -130,6 +130,7 @@ impl Core {
             execs: BTreeMap::new(),
             place,
             hooks,
+            oom_told: false,
         };
         self.containers.insert(request.id.clone(), container);
         info!(container = request.id, pid, "container created");
@@ -174,7 +175,7 @@ impl Core {
         let process = container.process(id)?;
         process.state = state;
         if !id.exec.is_empty() {
-            exit::watch_process(machine, id, process.streams.take_drain(), sender);
+            exit::watch_process(machine, id, process, sender);
         } else if let Place::First(times) = &mut container.place {
             times.start_us = start_us;
             times.start_requested = Some(requested);

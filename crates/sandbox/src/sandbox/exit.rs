@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, info, warn};
 
 use super::create::tell_failure;
-use super::process::ExitInfo;
+use super::process::{ExitInfo, Process};
 use super::{Container, Core, Place, ProcessId, Request, SandboxEvent, now};
 use crate::agent::{AgentError, ProcessName};
 use crate::error::SandboxError;
@@ -41,9 +41,10 @@ const OOM_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) fn watch_process(
     machine: &Machine,
     id: &ProcessId,
-    outputs: Drain,
+    process: &mut Process,
     sender: mpsc::WeakSender<Request>,
 ) {
+    let (outputs, over) = (process.streams.take_drain(), process.over.clone());
     let (agent, vm) = (machine.agent().clone(), machine.vm().killer());
     let name = ProcessName::from(id);
     tokio::spawn(async move {
@@ -63,6 +64,7 @@ pub(super) fn watch_process(
                 ExitInfo::of_vm(Some(vm.ended().await.to_string()))
             }
         };
+        over.set();
         let outputs = outputs.wait().await;
         if let Some(sender) = sender.upgrade() {
             let _ = sender.send(Request::Exited { name, exit, outputs }).await;
@@ -119,6 +121,10 @@ impl Core {
             }
             write_record(&container.bundle, EXIT_FILE, &exit_record(&exit));
         }
+        if id.exec.is_empty() && exit.oom_killed {
+            // The guest's own event comes by another way, and may be late: nobody asks for the reason after the exit.
+            self.out_of_memory(id.container.clone()).await;
+        }
         self.publish(SandboxEvent::Exited { process: id.clone(), pid, exit }).await;
         self.after_end(&id).await;
     }
@@ -150,11 +156,14 @@ impl Core {
         }
     }
 
-    /// Of a container that is not there (any more) nobody needs to hear.
+    /// Of a container that is not there (any more) nobody needs to hear, nor twice of one that has ended.
     pub(super) async fn out_of_memory(&mut self, container: String) {
-        if self.containers.contains_key(&container) {
-            self.publish(SandboxEvent::Oom { container }).await;
+        let Some(found) = self.containers.get_mut(&container) else { return };
+        if found.init.state == State::Stopped && found.oom_told {
+            return;
         }
+        found.oom_told = true;
+        self.publish(SandboxEvent::Oom { container }).await;
     }
 
     /// Forgets a process. Deleting a container that never started ends it first.

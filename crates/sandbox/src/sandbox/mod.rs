@@ -166,6 +166,8 @@ struct Container {
     execs: BTreeMap<String, Process>,
     place: Place,
     hooks: Hooks,
+    /// It has been told that the memory limit hit this container.
+    oom_told: bool,
 }
 
 /// What a container is to the sandbox.

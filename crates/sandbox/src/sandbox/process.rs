@@ -1,5 +1,7 @@
 //! A process as the sandbox keeps it: init or exec.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use super::Reply;
@@ -69,11 +71,28 @@ pub(super) struct Process {
     pub(super) waiters: Vec<Reply<ExitInfo>>,
     /// Nobody will delete it.
     pub(super) left: bool,
+    /// The guest has told its end; its output may still be on the way.
+    pub(super) over: Over,
+}
+
+/// Whether the guest has told the end of a process.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Over(Arc<AtomicBool>);
+
+impl Over {
+    pub(super) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Process {
     pub(super) fn new(stdio: StdioRequest, streams: Streams) -> Self {
-        Self { state: State::Created, stdio, streams, exit: None, waiters: Vec::new(), left: false }
+        let (exit, waiters, over) = (None, Vec::new(), Over::default());
+        Self { state: State::Created, stdio, streams, exit, waiters, left: false, over }
     }
 
     /// Records the end, once, and tells who waits.

@@ -52,6 +52,8 @@ cases![
     h12_guest_that_ignores_sigkill_loses_its_vm,
     h12_guest_that_only_pretends_to_kill_loses_its_vm,
     oom_events_of_the_container_are_passed_on,
+    oom_kill_is_told_before_the_exit_where_the_guest_tells_of_it_late,
+    sigkill_does_not_cost_the_vm_where_only_the_output_is_read_slowly,
     layers_of_a_container_that_joins_are_a_disk_that_leaves_with_it,
     disk_that_the_guest_does_not_take_is_taken_back,
     containers_of_a_pod_come_and_go_in_one_vm,
@@ -390,6 +392,46 @@ async fn oom_events_of_the_container_are_passed_on(mut host: Host) -> Host {
     }
     // A guest that makes them without end is slowed down.
     assert!(begin.elapsed() > Duration::from_millis(500));
+    host
+}
+
+async fn oom_kill_is_told_before_the_exit_where_the_guest_tells_of_it_late(mut host: Host) -> Host {
+    host.create(&["oom-killed"]).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().status, 137);
+    assert!(matches!(host.next_event().await, SandboxEvent::Created { .. }));
+    assert!(matches!(host.next_event().await, SandboxEvent::Started { .. }));
+    assert!(matches!(host.next_event().await, SandboxEvent::Oom { .. }));
+    assert!(matches!(host.next_event().await, SandboxEvent::Exited { .. }));
+    host
+}
+
+async fn sigkill_does_not_cost_the_vm_where_only_the_output_is_read_slowly(host: Host) -> Host {
+    let mut host = host.impatient();
+    let stdout = host.fifo("out");
+    let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
+    let reader = rustix::fs::open(&stdout, flags, rustix::fs::Mode::empty()).unwrap();
+    let stdio = StdioRequest { stdout, ..StdioRequest::default() };
+    let vmm = host.create_with(&["print", "300"], stdio, OnExit::Wait).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    while rustix::io::ioctl_fionread(&reader).unwrap() < 32 << 10 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    host.sandbox.signal(init(), 9, Reach::Process).await.unwrap();
+    let mut bytes = 0;
+    let (begin, mut buffer) = (Instant::now(), vec![0; 16 << 10]);
+    while bytes < 300 << 10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        match rustix::io::read(&reader, &mut buffer[..]) {
+            Ok(count) => bytes += count,
+            Err(error) => assert_eq!(error, rustix::io::Errno::AGAIN),
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{bytes} bytes arrived");
+    }
+    assert!(begin.elapsed() > Duration::from_secs(1), "longer than a guest has to obey");
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().failure, None);
+    assert!(std::path::Path::new(&format!("/proc/{vmm}")).exists());
+    host.sandbox.delete(init()).await.unwrap();
     host
 }
 

@@ -231,6 +231,7 @@ impl Guest {
                 std::mem::forget(stdout.take());
                 0
             }
+            ["oom-killed"] => 137,
             ["panic"] => {
                 let mut serial = self.serial.lock().unwrap().take().unwrap();
                 serial.write_all(b"[    9.9] Kernel panic - not syncing: Fatal exception\r\n").unwrap();
@@ -350,7 +351,8 @@ impl Agent for Guest {
         }
         let mut exit = process.exit.subscribe();
         let exit_status = exit.wait_for(Option::is_some).await.unwrap().unwrap();
-        Ok(WaitReply { exit_status, ..WaitReply::default() })
+        let oom_killed = process.args[0] == "oom-killed";
+        Ok(WaitReply { exit_status, oom_killed, ..WaitReply::default() })
     }
 
     async fn delete(&self, _: &TtrpcContext, request: ProcessRequest) -> ttrpc::Result<WaitReply> {
