@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use nacre_tests::cri::{Pod, RUNNING, Wish, wait_for};
 use nacre_tests::host::LoopDevice;
@@ -193,7 +194,9 @@ fn pod_whose_shim_was_killed_can_be_taken_away_and_made_anew() {
     for pid in pids("containerd-shim").difference(&shims) {
         Outcome::of(Command::new("kill").args(["-9", &pid.to_string()])).ok();
     }
+    let killed = Instant::now();
     wait_for("its VM goes with it", || vmms.new().is_empty());
+    assert!(killed.elapsed() < Duration::from_secs(5), "after {:?}", killed.elapsed());
     assert_eq!(pod.wait(&app).exit_code, 255);
     let id = pod.id().to_owned();
     pod.end();

@@ -288,7 +288,8 @@ runtime_type = "io.containerd.nacre.v2"
         Outcome::of(&mut self.ctr_command(arguments))
     }
 
-    fn ctr_command(&self, arguments: &[&str]) -> Command {
+    /// The same, to be started.
+    pub fn ctr_command(&self, arguments: &[&str]) -> Command {
         let socket = self.path("sock").display().to_string();
         let mut command = Command::new("timeout");
         command.arg(LIMIT_S).arg(self.program("ctr")).args(["-a", &socket]).args(arguments);

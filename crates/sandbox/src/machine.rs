@@ -280,13 +280,18 @@ fn settle(child: &crate::process::Child, cgroup: Option<&Cgroup>, plan: &Plan) -
     if let Some(cgroup) = cgroup {
         cgroup.join(child.pid())?;
     }
-    if let Some(value) = plan.oom_score_adj
-        && let Err(error) = child.set_oom_score_adj(value)
-    {
+    if let Some(value) = plan.oom_score_adj {
+        prefer(child, value);
+    }
+    Ok(())
+}
+
+/// Tells the host's OOM killer what to think of a process.
+fn prefer(child: &crate::process::Child, value: i32) {
+    if let Err(error) = child.set_oom_score_adj(value) {
         // Lowering needs CAP_SYS_RESOURCE; the guest's own value still holds inside.
         debug!(error = &error as &dyn std::error::Error, "OOM score stays as it is");
     }
-    Ok(())
 }
 
 async fn hello(
@@ -324,6 +329,14 @@ async fn explain(vm: &Vm, error: AgentError) -> SandboxError {
 }
 
 impl Machine {
+    /// Sets the preference of the host's OOM killer for what runs there.
+    pub fn set_oom_score_adj(&self, value: i32) {
+        prefer(self.vm.child(), value);
+        if let Some(server) = &self.file_server {
+            prefer(server.child(), value);
+        }
+    }
+
     /// The agent.
     pub fn agent(&self) -> &Agent {
         &self.agent

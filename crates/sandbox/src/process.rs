@@ -1,9 +1,10 @@
 //! A child process by its pidfd: killed and reaped by whoever lets go of it last.
 
 use std::fmt;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
 
 use crate::sys::Spawned;
@@ -72,10 +73,14 @@ impl Child {
     /// # Errors
     /// What the kernel says: lowering the value needs CAP_SYS_RESOURCE.
     pub fn set_oom_score_adj(&self, value: i32) -> io::Result<()> {
-        std::fs::write(
-            format!("/proc/{}/oom_score_adj", self.spawned.pid),
-            value.clamp(-1000, 1000).to_string(),
-        )
+        let path = format!("/proc/{}/oom_score_adj", self.spawned.pid);
+        let mut file = std::fs::File::options().write(true).open(path)?;
+        let mut ended = [PollFd::new(&self.spawned.pidfd, PollFlags::IN)];
+        // The number may be another's by now: then this one has ended.
+        if poll(&mut ended, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))? > 0 {
+            return Err(rustix::io::Errno::SRCH.into());
+        }
+        file.write_all(value.clamp(-1000, 1000).to_string().as_bytes())
     }
 }
 

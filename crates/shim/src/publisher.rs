@@ -1,8 +1,11 @@
 //! Events to containerd, in their order, over its ttrpc socket. Without a socket (`nacre` started this shim) none.
 //!
-//! containerd may be restarting: an event is tried several times, and then dropped, as its own shims do. Meanwhile the
-//! sandbox goes on: the queue between takes what comes, up to a bound.
+//! containerd may be away, for a restart or longer: as long as nobody is at its socket and the sandbox lives, events wait. One that
+//! containerd itself does not take is tried several times, and then dropped, as its own shims do. Meanwhile the sandbox goes on: the
+//! queue between takes what comes, up to a bound.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use containerd_shim_protos::api::{ForwardRequest, Mount};
@@ -13,7 +16,7 @@ use containerd_shim_protos::events::task::{
 use containerd_shim_protos::shim::event::Envelope;
 use containerd_shim_protos::shim_async::{Client, EventsClient};
 use containerd_shim_protos::topics;
-use containerd_shim_protos::ttrpc::context;
+use containerd_shim_protos::ttrpc::{self, context};
 use nacre_sandbox::sandbox::{CreateRequest, ExitInfo, ProcessId, SandboxEvent};
 use protobuf::well_known_types::any::Any;
 use protobuf::{Message, MessageFull};
@@ -31,6 +34,9 @@ const QUEUE: usize = 2048;
 /// Tries of one event, a second and more apart.
 const TRIES: u32 = 5;
 
+/// The pause after the first try; each further one is longer by as much, up to [`TRIES`] times that.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// For containerd to take one event.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -38,6 +44,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 pub(crate) struct Publisher {
     namespace: String,
     address: Option<String>,
+    pause: Duration,
 }
 
 impl Publisher {
@@ -46,13 +53,14 @@ impl Publisher {
         let address = std::env::var(ADDRESS_ENV).ok().filter(|address| !address.is_empty());
         let unix =
             |address: String| if address.contains("://") { address } else { format!("unix://{address}") };
-        Self { namespace: namespace.to_owned(), address: address.map(unix) }
+        Self { namespace: namespace.to_owned(), address: address.map(unix), pause: PAUSE }
     }
 
     /// Publishes until the sandbox is over; returns when the last event is out or given up.
     pub(crate) async fn run(self, mut events: mpsc::Receiver<SandboxEvent>) {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let sender = tokio::spawn(send_all(self.address, waiting));
+        let over = Arc::new(AtomicBool::new(false));
+        let sender = tokio::spawn(send_all(self.address, waiting, over.clone(), self.pause));
         while let Some(event) = events.recv().await {
             if event == SandboxEvent::Finished {
                 break;
@@ -63,26 +71,49 @@ impl Publisher {
                 warn!("an event is lost: containerd does not take any");
             }
         }
+        over.store(true, Ordering::Relaxed);
         drop(queue);
         let _ = sender.await;
     }
 }
 
-async fn send_all(address: Option<String>, mut waiting: mpsc::Receiver<Envelope>) {
+/// What keeps an event here.
+enum Failure {
+    /// Nobody is at the socket.
+    Away(ttrpc::Error),
+    /// containerd does not take it.
+    Refused(ttrpc::Error),
+}
+
+async fn send_all(
+    address: Option<String>,
+    mut waiting: mpsc::Receiver<Envelope>,
+    over: Arc<AtomicBool>,
+    step: Duration,
+) {
     let mut client = None;
     while let Some(envelope) = waiting.recv().await {
         let Some(address) = &address else { continue };
         let topic = envelope.topic.clone();
         let request = ForwardRequest { envelope: Some(envelope).into(), ..ForwardRequest::default() };
-        for attempt in 1..=TRIES {
-            match send(address, &mut client, &request).await {
+        let (mut tries, mut pause) = (0, Duration::ZERO);
+        loop {
+            let error = match send(address, &mut client, &request).await {
                 Ok(()) => break,
-                Err(error) if attempt == TRIES => warn!(topic, %error, "an event is lost"),
-                Err(_) => {
-                    client = None;
-                    tokio::time::sleep(Duration::from_secs(attempt.into())).await;
+                // A shim that has nothing else to do does not wait for a containerd that may never come.
+                Err(Failure::Away(_)) if !over.load(Ordering::Relaxed) => None,
+                Err(Failure::Away(error) | Failure::Refused(error)) => Some(error),
+            };
+            client = None;
+            if let Some(error) = error {
+                tries += 1;
+                if tries == TRIES {
+                    warn!(topic, %error, "an event is lost");
+                    break;
                 }
             }
+            pause = (pause + step).min(step * TRIES);
+            tokio::time::sleep(pause).await;
         }
     }
 }
@@ -91,12 +122,12 @@ async fn send(
     address: &str,
     client: &mut Option<EventsClient>,
     request: &ForwardRequest,
-) -> containerd_shim_protos::ttrpc::Result<()> {
+) -> Result<(), Failure> {
     if client.is_none() {
-        *client = Some(EventsClient::new(Client::connect(address).await?));
+        *client = Some(EventsClient::new(Client::connect(address).await.map_err(Failure::Away)?));
     }
     if let Some(client) = client {
-        client.forward(context::with_duration(TIMEOUT), request).await?;
+        client.forward(context::with_duration(TIMEOUT), request).await.map_err(Failure::Refused)?;
     }
     Ok(())
 }
@@ -214,6 +245,11 @@ fn any<M: MessageFull>(topic: &'static str, message: &M) -> Option<(&'static str
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
+    use containerd_shim_protos::api::Empty;
+    use containerd_shim_protos::shim_async::{Events, create_events};
+    use containerd_shim_protos::ttrpc::asynchronous::{Server, TtrpcContext};
+
     use super::*;
 
     fn exit_of(exec: &str) -> SandboxEvent {
@@ -235,5 +271,58 @@ mod tests {
     fn exit_of_an_exec_is_named_by_its_own_id() {
         let envelope = envelope("default", exit_of("probe")).unwrap();
         assert_eq!(TaskExit::parse_from_bytes(&envelope.event.value).unwrap().id, "probe");
+    }
+
+    /// containerd's end of the socket.
+    struct Containerd(mpsc::UnboundedSender<String>);
+
+    #[async_trait]
+    impl Events for Containerd {
+        async fn forward(&self, _: &TtrpcContext, request: ForwardRequest) -> ttrpc::Result<Empty> {
+            self.0.send(request.envelope.topic.clone()).unwrap();
+            Ok(Empty::new())
+        }
+    }
+
+    fn listen(address: &str) -> (Server, mpsc::UnboundedReceiver<String>) {
+        let (sender, topics) = mpsc::unbounded_channel();
+        let mut server = Server::new().bind(address).unwrap();
+        server = server.register_service(create_events(Arc::new(Containerd(sender))));
+        (server, topics)
+    }
+
+    #[tokio::test]
+    async fn events_wait_for_a_containerd_that_is_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = format!("unix://{}", dir.path().join("ttrpc").display());
+        let (sender, events) = mpsc::channel(8);
+        let publisher = Publisher {
+            namespace: "default".into(),
+            address: Some(address.clone()),
+            pause: Duration::from_millis(1),
+        };
+        let publisher = tokio::spawn(publisher.run(events));
+        sender.send(SandboxEvent::Oom { container: "web".into() }).await.unwrap();
+        sender.send(exit_of("")).await.unwrap();
+        // Many times as long as an event is tried that is refused.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let (mut server, mut topics) = listen(&address);
+        server.start().await.unwrap();
+        assert_eq!(topics.recv().await.unwrap(), "/tasks/oom");
+        assert_eq!(topics.recv().await.unwrap(), "/tasks/exit");
+        sender.send(SandboxEvent::Finished).await.unwrap();
+        publisher.await.unwrap();
+        server.shutdown().await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn sandbox_that_is_over_does_not_wait_for_a_containerd_that_never_comes() {
+        let dir = tempfile::tempdir().unwrap();
+        let address = Some(format!("unix://{}", dir.path().join("ttrpc").display()));
+        let (sender, events) = mpsc::channel(8);
+        let publisher = Publisher { namespace: "default".into(), address, pause: Duration::from_millis(1) };
+        sender.send(exit_of("")).await.unwrap();
+        sender.send(SandboxEvent::Finished).await.unwrap();
+        tokio::time::timeout(Duration::from_secs(60), publisher.run(events)).await.expect("it waits");
     }
 }

@@ -1,9 +1,11 @@
 //! How a container ends: exit codes, signals, grace, limits of memory.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nacre_tests::Stay;
-use nacre_tests::cri::{EXITED, Wish, wait_for};
+use nacre_tests::cri::{EXITED, Pod, Wish, wait_for};
 use nacre_tests::images::CONFIGURED;
 
 use super::NODE;
@@ -137,4 +139,45 @@ fn children_of_a_container_end_with_it() {
     assert_eq!(ended.exit_code, 4);
     assert!(!pod.sh(&watch, "ps").ok().stdout.contains("sleep 5151"));
     pod.end();
+}
+
+/// A pod whose VM has ended with everything in it; the next one of its name starts.
+#[track_caller]
+fn is_told_and_replaced(stay: &Stay<'_>, pod: Pod<'_>, name: &str, containers: &[&str]) {
+    for container in containers {
+        assert_eq!(pod.wait(container).exit_code, 137);
+    }
+    pod.wait_until_not_ready();
+    pod.end();
+    let pod = stay.run(name);
+    let (ended, _) = pod.run_to_end("next", Wish::sh("exit 6"));
+    assert_eq!(ended.exit_code, 6);
+    pod.end();
+}
+
+#[test]
+fn panic_of_the_guests_kernel_ends_the_pod_and_the_next_of_its_name_starts() {
+    let stay = NODE.enter();
+    let mut config = stay.config("panics");
+    config.linux.mut_or_insert_default().security_context.mut_or_insert_default().privileged = true;
+    let pod = stay.run_config(config);
+    let beside = pod.start("beside", Wish::idle());
+    // What a defect of the kernel would do.
+    let script = "echo 2 > /proc/sys/vm/panic_on_oom; exec python3 -c 'x = bytearray(200 << 20)'";
+    let wish = Wish::sh(script).memory(32 << 20).security(|security| security.privileged = true);
+    let panics = pod.start("panics", wish);
+    is_told_and_replaced(&stay, pod, "panics", &[&beside, &panics]);
+}
+
+#[test]
+fn host_that_is_out_of_memory_takes_the_vm_and_the_next_pod_of_its_name_starts() {
+    let stay = NODE.enter();
+    let pod = stay.run("squeezed");
+    let beside = pod.start("beside", Wish::idle());
+    // The pod's own cgroup stands for the node: its memory is what the kernel's OOM killer looks at.
+    let limit = Path::new("/sys/fs/cgroup/kubepods/squeezed/memory.max");
+    fs::write(limit, (160_u64 << 20).to_string()).unwrap();
+    let script = "exec python3 -c 'x = b\"x\" * (300 << 20); print(len(x))'";
+    let hog = pod.start("hog", Wish::sh(script));
+    is_told_and_replaced(&stay, pod, "squeezed", &[&beside, &hog]);
 }

@@ -1,11 +1,13 @@
 //! Limits of containers and pods, and what is used of them: as the runtime tells it, and as the guest's kernel does.
 
+use std::fs;
+
 use nacre_protocol::cri::{
     LinuxContainerResources, ListContainerStatsRequest, ListContainerStatsResponse,
     ListPodSandboxStatsRequest, ListPodSandboxStatsResponse,
 };
-use nacre_tests::Stay;
 use nacre_tests::cri::{Pod, Wish, wait_for};
+use nacre_tests::{Stay, pids};
 
 use super::NODE;
 
@@ -181,4 +183,28 @@ fn oom_score_of_a_container_is_that_of_the_kubelet() {
     });
     let (_, log) = stay.pod().run_to_end("score", wish);
     assert!(log.ends_with("stdout F 800\n"), "{log}");
+}
+
+#[test]
+fn hosts_oom_killer_takes_a_pod_for_the_dearest_of_its_containers() {
+    let stay = NODE.enter();
+    let before = pids("nacre-vmm");
+    let pod = stay.run("preferred");
+    let vmm = *pids("nacre-vmm").difference(&before).next().expect("a VMM");
+    let score = || fs::read_to_string(format!("/proc/{vmm}/oom_score_adj")).unwrap().trim().to_owned();
+    let start = |name: &str, value: i64| {
+        pod.start(
+            name,
+            Wish::idle().with(|config| {
+                config.linux.mut_or_insert_default().resources.mut_or_insert_default().oom_score_adj = value;
+            }),
+        )
+    };
+    start("spare", 900);
+    assert_eq!(score(), "900");
+    start("dear", 300);
+    assert_eq!(score(), "300");
+    start("cheap", 1000);
+    assert_eq!(score(), "300");
+    pod.end();
 }

@@ -217,9 +217,15 @@ pub fn plan(inputs: Inputs<'_>) -> Result<Plan, PlanError> {
         pod::Role::Sandbox => {
             refuse_host_namespaces(&spec)?;
             let limits = pod::resources(&spec.annotations)?;
-            resources::size(&limits, inputs.settings, inputs.host)?.of_pod(inputs.settings)
+            let size = resources::size(&limits, inputs.settings, inputs.host)?.of_pod(inputs.settings);
+            options.resize(size, &limits, inputs.host)?
         }
-        _ => resources::size(&spec.linux.resources, inputs.settings, inputs.host)?,
+        // It joins a VM that has its size.
+        pod::Role::Member { .. } => resources::size(&spec.linux.resources, inputs.settings, inputs.host)?,
+        pod::Role::Alone => {
+            let limits = &spec.linux.resources;
+            options.resize(resources::size(limits, inputs.settings, inputs.host)?, limits, inputs.host)?
+        }
     };
     let prefix = inputs.joined.map_or("", |joined| joined.share_prefix);
     let mut shares = Vec::new();

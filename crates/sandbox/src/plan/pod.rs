@@ -165,6 +165,7 @@ pub fn plan(
         },
     };
     let size = super::resources::size(&resources, settings, host)?.of_pod(settings);
+    let size = options.resize(size, &resources, host)?;
     let linux = Linux { cgroups_path: cgroups_path(&request.cgroup_parent, id), ..Linux::default() };
     let hostname = if request.hostname.is_empty() { super::DEFAULT_HOSTNAME } else { &request.hostname };
     Ok(Plan {
@@ -385,6 +386,14 @@ mod tests {
             Some("kubepods.slice/kubepods-pod1.slice/cri-containerd-p1.scope")
         );
         assert_eq!(path(""), None);
+        let chosen = PodRequest {
+            annotations: [("dev.nacre.vcpus", "3"), ("dev.nacre.memory-mib", "100")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            ..PodRequest::default()
+        };
+        let chosen = plan(&"p1".parse().unwrap(), &chosen, &VmSettings::default(), host).unwrap();
+        assert_eq!((chosen.vcpus, chosen.memory_mib), (3, 100));
     }
 
     #[test]

@@ -98,6 +98,7 @@ impl Core {
             memory_mib,
             own_processes: false,
             joined: 0,
+            oom_score_adj: None,
             // Its own configuration has them.
             sysctls: BTreeMap::new(),
             users,

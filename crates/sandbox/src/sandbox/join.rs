@@ -31,7 +31,7 @@ impl Core {
         first.joined += 1;
         let prefix = format!("c{}-", first.joined);
         let (plan, pid) = self.plan_joining(&request, &prefix)?;
-        let own_processes = plan.own_processes;
+        let (own_processes, oom_score_adj) = (plan.own_processes, plan.oom_score_adj);
         let source = LogSource { namespace: self.settings.namespace.as_str(), container: &request.id };
         let opened = stdio::open(&request.stdio, source).await?;
 
@@ -61,6 +61,13 @@ impl Core {
         }
         if let Some(first) = &mut self.first {
             first.own_processes |= own_processes;
+            // A pause container's is that of the node's own services, which the OOM killer shall spare; the VM is as dear as the
+            // dearest of its containers.
+            if let Some(value) = oom_score_adj {
+                let least = first.oom_score_adj.map_or(value, |least| least.min(value));
+                first.oom_score_adj = Some(least);
+                machine.set_oom_score_adj(least);
+            }
         }
         let init = Process::new(request.stdio.clone(), streams);
         self.keep(request, init, Place::Joined(Some(addition)), (pid, hooks)).await

@@ -191,6 +191,8 @@ struct First {
     own_processes: bool,
     /// How many have joined so far.
     joined: u64,
+    /// Least value of those who have joined.
+    oom_score_adj: Option<i32>,
     /// Kernel parameters that those who join set.
     sysctls: BTreeMap<String, String>,
     /// Ids of its user namespace, where it has one.

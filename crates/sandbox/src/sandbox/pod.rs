@@ -53,6 +53,7 @@ impl Core {
             memory_mib: plan.memory_mib,
             own_processes: false,
             joined: 0,
+            oom_score_adj: None,
             sysctls: request.sysctls.clone(),
             users: request.users.clone(),
         });

@@ -245,7 +245,11 @@ fn watch_pipe(pipe: OwnedFd) -> io::Result<Sink> {
     Ok(Sink::Pipe(sys::watch(pipe, Interest::WRITABLE)?))
 }
 
+/// With the directories that it needs, as containerd's own shim makes them.
 fn append_to(path: &Path) -> io::Result<File> {
+    if let Some(dir) = path.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
     File::options().append(true).create(true).mode(0o640).open(path)
 }
 

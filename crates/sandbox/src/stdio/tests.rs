@@ -156,7 +156,7 @@ async fn redirect_to_a_logging_program_or_a_bad_path_is_refused_and_changes_noth
     let opened = open(&StdioRequest { stdout, ..StdioRequest::default() }, SOURCE).await.unwrap();
     let names = opened.for_agent(None);
     let mut streams = opened.connect(&dialer);
-    let missing = format!("file://{}/no/such/file", dir.path().display());
+    let missing = format!("file://{}/out/is/no/directory", dir.path().display());
     for bad in ["binary:///bin/cat?x=y", "http://x/y", &missing] {
         assert!(streams.redirect(bad).is_err(), "{bad}");
     }
@@ -254,6 +254,26 @@ async fn both_streams_share_one_json_file() {
     lines.sort();
     assert!(lines[0].contains(r#""log":"err\n","stream":"stderr""#), "{lines:?}");
     assert!(lines[1].contains(r#""log":"out\n","stream":"stdout""#), "{lines:?}");
+}
+
+#[tokio::test]
+async fn file_gets_the_output_and_the_directories_that_it_lacks() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut guest, dialer) = Guest::new(dir.path());
+    let log = dir.path().join("not/there/yet/log");
+    let uri = format!("file://{}", log.display());
+    let request = StdioRequest { stdout: uri.clone(), stderr: uri, ..StdioRequest::default() };
+    let opened = open(&request, SOURCE).await.unwrap();
+    let names = opened.for_agent(None);
+    let mut streams = opened.connect(&dialer);
+    let writer = std::thread::spawn(move || {
+        guest.stream(&names.stdout).write_all(b"out\n").unwrap();
+        guest.stream(&names.stderr).write_all(b"err\n").unwrap();
+    });
+    streams.take_drain().wait().await;
+    writer.join().unwrap();
+    let text = std::fs::read_to_string(log).unwrap();
+    assert!(text == "out\nerr\n" || text == "err\nout\n", "{text:?}");
 }
 
 #[tokio::test]
