@@ -4,9 +4,8 @@
 //! containerd itself does not take is tried several times, and then dropped, as its own shims do. Meanwhile the sandbox goes on: the
 //! queue between takes what comes, up to a bound.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant, SystemTime};
 
 use containerd_shim_protos::api::{ForwardRequest, Mount};
 use containerd_shim_protos::events::task::{
@@ -37,6 +36,9 @@ const TRIES: u32 = 5;
 /// The pause after the first try; each further one is longer by as much, up to [`TRIES`] times that.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// For events that wait when the sandbox is over.
+const GRACE: Duration = Duration::from_secs(15);
+
 /// For containerd to take one event.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -59,11 +61,15 @@ impl Publisher {
     /// Publishes until the sandbox is over; returns when the last event is out or given up.
     pub(crate) async fn run(self, mut events: mpsc::Receiver<SandboxEvent>) {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        let over = Arc::new(AtomicBool::new(false));
+        let over = Arc::new(OnceLock::new());
         let sender = tokio::spawn(send_all(self.address, waiting, over.clone(), self.pause));
         while let Some(event) = events.recv().await {
             if event == SandboxEvent::Finished {
                 break;
+            }
+            // A guest makes as many of these as it likes; they must not take the place of an exit.
+            if matches!(event, SandboxEvent::Oom { .. }) && queue.capacity() < QUEUE / 2 {
+                continue;
             }
             if let Some(envelope) = envelope(&self.namespace, event)
                 && queue.try_send(envelope).is_err()
@@ -71,7 +77,7 @@ impl Publisher {
                 warn!("an event is lost: containerd does not take any");
             }
         }
-        over.store(true, Ordering::Relaxed);
+        let _ = over.set(Instant::now());
         drop(queue);
         let _ = sender.await;
     }
@@ -88,7 +94,7 @@ enum Failure {
 async fn send_all(
     address: Option<String>,
     mut waiting: mpsc::Receiver<Envelope>,
-    over: Arc<AtomicBool>,
+    over: Arc<OnceLock<Instant>>,
     step: Duration,
 ) {
     let mut client = None;
@@ -101,13 +107,18 @@ async fn send_all(
             let error = match send(address, &mut client, &request).await {
                 Ok(()) => break,
                 // A shim that has nothing else to do does not wait for a containerd that may never come.
-                Err(Failure::Away(_)) if !over.load(Ordering::Relaxed) => None,
+                Err(Failure::Away(error)) if over.get().is_none() => {
+                    if pause.is_zero() {
+                        warn!(%error, "containerd is away: events wait");
+                    }
+                    None
+                }
                 Err(Failure::Away(error) | Failure::Refused(error)) => Some(error),
             };
             client = None;
             if let Some(error) = error {
                 tries += 1;
-                if tries == TRIES {
+                if tries == TRIES || over.get().is_some_and(|since| since.elapsed() > GRACE) {
                     warn!(topic, %error, "an event is lost");
                     break;
                 }

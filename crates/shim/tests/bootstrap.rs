@@ -9,6 +9,11 @@ use std::time::Duration;
 use containerd_shim_protos::api::{
     ConnectRequest, CreateTaskRequest, DeleteResponse, ShutdownRequest, StateRequest,
 };
+use containerd_shim_protos::sandbox_api::{
+    CreateSandboxRequest, PingRequest, PlatformRequest, SandboxMetricsRequest, SandboxStatusRequest,
+    ShutdownSandboxRequest, StartSandboxRequest,
+};
+use containerd_shim_protos::sandbox_async::SandboxClient;
 use containerd_shim_protos::shim_async::{Client, TaskClient};
 use containerd_shim_protos::ttrpc::{Code, Error, context};
 use protobuf::Message;
@@ -204,6 +209,50 @@ async fn create_without_a_configuration_names_the_file_and_the_shim_lives_on() {
     let config = bundle.dir.path().join("config.json");
     assert!(status.message.contains(config.to_str().unwrap()), "{}", status.message);
     bundle.shutdown(&client).await;
+}
+
+/// The code of a refusal.
+fn code<T>(answer: Result<T, Error>) -> Code {
+    match answer {
+        Err(Error::RpcStatus(status)) => status.code(),
+        Err(error) => panic!("no status: {error}"),
+        Ok(_) => panic!("no refusal"),
+    }
+}
+
+#[tokio::test]
+async fn sandbox_api_answers_before_there_is_a_sandbox_and_is_for_one_alone() {
+    let bundle = Bundle::new("sandbox-api");
+    bundle.start();
+    let task = bundle.connect().await;
+    let sandbox = SandboxClient::new(Client::connect(&bundle.address()).await.unwrap());
+    let sandbox_id = bundle.id.clone();
+
+    let platform = PlatformRequest { sandbox_id: sandbox_id.clone(), ..PlatformRequest::default() };
+    let platform = sandbox.platform(soon(), &platform).await.unwrap().platform;
+    assert_eq!((platform.os.as_str(), platform.architecture.as_str()), ("linux", "amd64"));
+    let ping = PingRequest { sandbox_id: sandbox_id.clone(), ..PingRequest::default() };
+    sandbox.ping_sandbox(soon(), &ping).await.unwrap();
+
+    let start = StartSandboxRequest { sandbox_id: sandbox_id.clone(), ..StartSandboxRequest::default() };
+    assert_eq!(code(sandbox.start_sandbox(soon(), &start).await), Code::FAILED_PRECONDITION);
+    let status = SandboxStatusRequest { sandbox_id: sandbox_id.clone(), ..SandboxStatusRequest::default() };
+    assert_eq!(code(sandbox.sandbox_status(soon(), &status).await), Code::NOT_FOUND);
+    let metrics =
+        SandboxMetricsRequest { sandbox_id: sandbox_id.clone(), ..SandboxMetricsRequest::default() };
+    assert_eq!(code(sandbox.sandbox_metrics(soon(), &metrics).await), Code::NOT_FOUND);
+
+    let create = CreateSandboxRequest { sandbox_id: sandbox_id.clone(), ..CreateSandboxRequest::default() };
+    sandbox.create_sandbox(soon(), &create).await.unwrap();
+    assert_eq!(code(sandbox.create_sandbox(soon(), &create).await), Code::ALREADY_EXISTS);
+    let foreign = CreateSandboxRequest { sandbox_id: "other".into(), ..CreateSandboxRequest::default() };
+    assert_eq!(code(sandbox.create_sandbox(soon(), &foreign).await), Code::NOT_FOUND);
+
+    let pid = bundle.shim_pid(&task).await;
+    let shutdown = ShutdownSandboxRequest { sandbox_id, ..ShutdownSandboxRequest::default() };
+    sandbox.shutdown_sandbox(soon(), &shutdown).await.unwrap();
+    wait_for_end(pid, || ());
+    assert!(!bundle.socket().exists());
 }
 
 #[test]

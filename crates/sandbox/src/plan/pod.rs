@@ -120,7 +120,7 @@ pub struct PodRequest {
     pub cgroup_parent: String,
     /// The network namespace that was prepared for it.
     pub network: Option<PathBuf>,
-    /// The sum of its limits, and what it may use beyond them.
+    /// The sum of its containers' limits, without the pod's overhead.
     pub limits: PodLimits,
     /// Its annotations.
     pub annotations: BTreeMap<String, String>,

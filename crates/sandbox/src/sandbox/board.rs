@@ -67,18 +67,22 @@ impl Board {
         self.shown().first.clone()
     }
 
-    /// Ends the VM of a container whose init has not ended, or of a pod that has not. An init whose end the guest has told has ended,
-    /// however slowly its output is read.
+    /// Ends the VM of a container whose init has not ended, or of a pod that has not. Of an init whose end the guest has told, the output
+    /// is not waited for any more, unless all of it has come and only its reader is slow.
     pub(super) fn kill_unless_stopped(&self, container: &str) {
         let shown = self.shown();
         let init = shown.processes.get(container).and_then(|processes| processes.get(""));
         let lives = match init {
-            Some(init) => {
-                init.state != State::Stopped && !shown.over.get(container).is_some_and(Over::is_set)
-            }
+            Some(init) => init.state != State::Stopped,
             None => shown.first.as_deref() == Some(container),
         };
-        if let (true, Some(vm)) = (lives, &shown.vm) {
+        if !lives {
+            return;
+        }
+        if let Some(over) = shown.over.get(container).filter(|over| over.is_set()) {
+            return over.cut();
+        }
+        if let Some(vm) = &shown.vm {
             tracing::warn!(container, "killing the VM: its guest does not end the container");
             vm.kill();
         }

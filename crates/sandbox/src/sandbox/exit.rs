@@ -65,7 +65,7 @@ pub(super) fn watch_process(
             }
         };
         over.set();
-        let outputs = outputs.wait().await;
+        let outputs = outputs.wait(over.is_cut()).await;
         if let Some(sender) = sender.upgrade() {
             let _ = sender.send(Request::Exited { name, exit, outputs }).await;
         }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
+use tokio::sync::Notify;
+
 use super::Reply;
 use crate::agent::ProcessName;
 use crate::state::State;
@@ -75,17 +77,26 @@ pub(super) struct Process {
     pub(super) over: Over,
 }
 
-/// Whether the guest has told the end of a process.
+/// Whether the guest has told the end of a process, and whether its output is waited for any longer.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Over(Arc<AtomicBool>);
+pub(super) struct Over(Arc<(AtomicBool, Notify)>);
 
 impl Over {
     pub(super) fn set(&self) {
-        self.0.store(true, Ordering::Relaxed);
+        self.0.0.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_set(&self) -> bool {
-        self.0.load(Ordering::Relaxed)
+        self.0.0.load(Ordering::Relaxed)
+    }
+
+    /// Ends the waiting for outputs that have no end.
+    pub(super) fn cut(&self) {
+        self.0.1.notify_one();
+    }
+
+    pub(super) async fn is_cut(&self) {
+        self.0.1.notified().await;
     }
 }
 

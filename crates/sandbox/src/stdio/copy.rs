@@ -25,6 +25,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(16);
 
 /// The same of one whose reader has left, perhaps for good.
 const HELD_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_HELD_PAUSE: Duration = Duration::from_secs(1);
 
 /// Bytes of one read where the kernel cannot splice.
 const BUFFER: usize = 64 * 1024;
@@ -115,8 +116,13 @@ pub(super) async fn wait_until_taken(
 
 /// Holds a pipe for a reader that may come back, until one has taken everything: it then finds the end.
 pub(super) async fn hold_until_taken(pipe: OwnedFd) -> io::Result<()> {
-    while ioctl_fionread(&pipe)? > 0 {
-        tokio::time::sleep(HELD_PAUSE).await;
+    let (mut left, mut pause) = (ioctl_fionread(&pipe)?, HELD_PAUSE);
+    while left > 0 {
+        tokio::time::sleep(pause).await;
+        let now = ioctl_fionread(&pipe)?;
+        // A reader is there, or there is none for long.
+        pause = if now < left { HELD_PAUSE } else { (pause * 2).min(LONGEST_HELD_PAUSE) };
+        left = now;
     }
     Ok(())
 }

@@ -31,6 +31,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nacre_protocol::stream::Token;
@@ -109,6 +110,8 @@ enum Sink {
 struct Output {
     stream: &'static str,
     sink: Sink,
+    /// Others can open it too.
+    has_name: bool,
     token: Token,
 }
 
@@ -137,8 +140,16 @@ pub struct Streams {
 #[derive(Debug)]
 struct Running {
     task: JoinHandle<()>,
+    /// The guest's stream has ended: what is left is in the reader's hands.
+    ended: Arc<AtomicBool>,
     /// Ready when there is nothing more to wait for: all is taken, or the reader has left.
     done: oneshot::Receiver<()>,
+}
+
+/// What a task tells of its output.
+struct Told {
+    ended: Arc<AtomicBool>,
+    done: oneshot::Sender<()>,
 }
 
 /// A process's stdin on the host's side.
@@ -178,7 +189,8 @@ pub async fn open(request: &StdioRequest, source: LogSource<'_>) -> Result<Opene
             opened.logger = Some(logger.map_err(|source| StdioError::Logger { path: path.clone(), source })?);
         }
         if let Some(sink) = open_sink(&target, stream, opened.logger.as_mut())? {
-            opened.outputs.push(Output { stream, sink, token: new_token()? });
+            let has_name = matches!(target, Target::Fifo(_));
+            opened.outputs.push(Output { stream, sink, has_name, token: new_token()? });
         }
     }
     Ok(opened)
@@ -295,11 +307,13 @@ impl Opened {
             let (sender, redirected) = oneshot::channel();
             streams.redirects.push((output.stream, sender));
             let (tell, done) = oneshot::channel();
+            let ended = Arc::new(AtomicBool::new(false));
+            let told = Told { ended: ended.clone(), done: tell };
             let task = tokio::spawn(async move {
                 let stream = output.stream;
-                log_failure(stream, copy_output(&dialer, output, redirected, &progress, tell).await);
+                log_failure(stream, copy_output(&dialer, output, redirected, &progress, told).await);
             });
-            streams.outputs.push(Running { task, done });
+            streams.outputs.push(Running { task, ended, done });
         }
         streams
     }
@@ -350,17 +364,24 @@ async fn copy_output(
     output: Output,
     redirected: oneshot::Receiver<Option<Sink>>,
     progress: &Progress,
-    tell: oneshot::Sender<()>,
+    told: Told,
 ) -> io::Result<()> {
     let guest = dialer.open(output.token, Interest::READABLE).await?;
     let Sink::Pipe(pipe) = output.sink else { return copy_to(&guest, Some(output.sink), progress).await };
     let sink = tokio::select! {
         result = copy::splice_all(&guest, &pipe, progress) => {
             result?;
-            let Some(left) = copy::wait_until_taken(pipe, progress).await? else { return Ok(()) };
-            // Nobody may wait for it any more.
-            let _ = tell.send(());
-            return copy::hold_until_taken(left).await;
+            told.ended.store(true, Ordering::Relaxed);
+            // However long its reader takes, the guest's end is not needed.
+            drop(guest);
+            return match copy::wait_until_taken(pipe, progress).await? {
+                // To a pipe without a name nobody can come back.
+                Some(left) if output.has_name => {
+                    let _ = told.done.send(());
+                    copy::hold_until_taken(left).await
+                }
+                _ => Ok(()),
+            };
         }
         // A splice that is given up has moved all or nothing, so no byte is lost between the two.
         Ok(sink) = redirected => sink,
@@ -482,11 +503,21 @@ pub struct Drain {
 
 impl Drain {
     /// Waits for the end of every output, as long as something moves; returns the outputs that still run, and those whose
-    /// reader has left.
-    pub async fn wait(mut self) -> Self {
-        let mut seen = self.progress.bytes();
+    /// reader has left. After `cut`, those are given up that the guest has not ended.
+    pub async fn wait(mut self, cut: impl Future<Output = ()>) -> Self {
+        let mut cut = std::pin::pin!(cut);
+        let (mut seen, mut is_cut) = (self.progress.bytes(), false);
         while let Some(output) = self.outputs.last_mut() {
-            match tokio::time::timeout(STALL, &mut output.done).await {
+            let done = tokio::select! {
+                done = tokio::time::timeout(STALL, &mut output.done) => done,
+                () = &mut cut, if !is_cut => {
+                    is_cut = true;
+                    let endless = self.outputs.extract_if(.., |output| !output.ended.load(Ordering::Relaxed));
+                    endless.for_each(|output| output.task.abort());
+                    continue;
+                }
+            };
+            match done {
                 Ok(Ok(())) => self.held.extend(self.outputs.pop()),
                 // The task has ended.
                 Ok(Err(_)) => drop(self.outputs.pop()),

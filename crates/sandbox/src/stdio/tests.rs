@@ -68,7 +68,7 @@ async fn output_reaches_its_fifo_to_the_last_byte_before_the_drain_ends() {
     let writer = std::thread::spawn(move || {
         guest.stream(&names.stdout).write_all(&sent).unwrap();
     });
-    let rest = streams.take_drain().wait().await;
+    let rest = streams.take_drain().wait(std::future::pending()).await;
     assert!(rest.outputs.is_empty());
     streams.finish().await;
     writer.join().unwrap();
@@ -95,7 +95,7 @@ async fn written(dir: &Path, count: u64) -> (Streams, File) {
 async fn drain_waits_for_a_caller_that_is_behind() {
     let dir = tempfile::tempdir().unwrap();
     let (mut streams, mut caller) = written(dir.path(), 60_000).await;
-    let drain = tokio::spawn(streams.take_drain().wait());
+    let drain = tokio::spawn(streams.take_drain().wait(std::future::pending()));
     for left in [40_000, 20_000, 0] {
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert!(!drain.is_finished(), "{left}");
@@ -111,7 +111,8 @@ async fn drain_does_not_wait_for_a_caller_that_has_left() {
     let dir = tempfile::tempdir().unwrap();
     let (mut streams, caller) = written(dir.path(), 60_000).await;
     drop(caller);
-    let rest = tokio::time::timeout(STALL / 2, streams.take_drain().wait()).await.unwrap();
+    let rest =
+        tokio::time::timeout(STALL / 2, streams.take_drain().wait(std::future::pending())).await.unwrap();
     assert!(rest.outputs.is_empty());
 }
 
@@ -120,7 +121,7 @@ async fn caller_that_comes_back_after_the_end_finds_what_it_has_not_taken_and_th
     let dir = tempfile::tempdir().unwrap();
     let (mut streams, caller) = written(dir.path(), 60_000).await;
     drop(caller);
-    let rest = streams.take_drain().wait().await;
+    let rest = streams.take_drain().wait(std::future::pending()).await;
     streams.keep(rest);
     assert!(!streams.has_outputs(), "nobody has to wait for it");
     // As containerd does it: the opening waits for a writer.
@@ -139,7 +140,7 @@ async fn what_nobody_has_taken_is_gone_with_the_streams() {
     let dir = tempfile::tempdir().unwrap();
     let (mut streams, caller) = written(dir.path(), 60_000).await;
     drop(caller);
-    let rest = streams.take_drain().wait().await;
+    let rest = streams.take_drain().wait(std::future::pending()).await;
     streams.keep(rest);
     streams.finish().await;
     let path = dir.path().join("out");
@@ -161,7 +162,7 @@ async fn redirect_to_a_logging_program_or_a_bad_path_is_refused_and_changes_noth
         assert!(streams.redirect(bad).is_err(), "{bad}");
     }
     let writer = std::thread::spawn(move || guest.stream(&names.stdout).write_all(b"still here").unwrap());
-    assert!(streams.take_drain().wait().await.outputs.is_empty());
+    assert!(streams.take_drain().wait(std::future::pending()).await.outputs.is_empty());
     writer.join().unwrap();
     assert_eq!(output.join().unwrap(), b"still here");
 }
@@ -248,7 +249,7 @@ async fn both_streams_share_one_json_file() {
         guest.stream(&names.stdout).write_all(b"out\n").unwrap();
         guest.stream(&names.stderr).write_all(b"err\n").unwrap();
     });
-    streams.take_drain().wait().await;
+    streams.take_drain().wait(std::future::pending()).await;
     writer.join().unwrap();
     let mut lines: Vec<_> = std::fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect();
     lines.sort();
@@ -270,7 +271,7 @@ async fn file_gets_the_output_and_the_directories_that_it_lacks() {
         guest.stream(&names.stdout).write_all(b"out\n").unwrap();
         guest.stream(&names.stderr).write_all(b"err\n").unwrap();
     });
-    streams.take_drain().wait().await;
+    streams.take_drain().wait(std::future::pending()).await;
     writer.join().unwrap();
     let text = std::fs::read_to_string(log).unwrap();
     assert!(text == "out\nerr\n" || text == "err\nout\n", "{text:?}");
@@ -290,7 +291,7 @@ async fn logging_program_gets_the_output_and_the_container() {
     let names = opened.for_agent(None);
     let mut streams = opened.connect(&dialer);
     let writer = std::thread::spawn(move || guest.stream(&names.stdout).write_all(b"line\n").unwrap());
-    streams.take_drain().wait().await;
+    streams.take_drain().wait(std::future::pending()).await;
     streams.finish().await;
     writer.join().unwrap();
     assert_eq!(std::fs::read_to_string(result).unwrap(), "default/c word\nline\n");
@@ -304,7 +305,7 @@ async fn stalled_stream_does_not_hold_the_exit_back() {
     let opened = open(&StdioRequest { stdout, ..StdioRequest::default() }, SOURCE).await.unwrap();
     let mut streams = opened.connect(&dialer);
     // Nobody accepts the connection: no byte will ever come.
-    let rest = streams.take_drain().wait().await;
+    let rest = streams.take_drain().wait(std::future::pending()).await;
     assert_eq!(rest.outputs.len(), 1);
 }
 

@@ -57,11 +57,12 @@ pub(super) fn mount_at(
 ) -> io::Result<()> {
     let data = CString::new(relative.data.as_str())?;
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let mounted = || {
             sys::leave_working_directory()?;
             chdir(&relative.dir)?;
             Ok(mount(source, point, kind, flags, Some(data.as_c_str()))?)
-        });
+        };
+        let thread = std::thread::Builder::new().spawn_scoped(scope, mounted)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
     })
 }

@@ -24,7 +24,8 @@ use crate::sys;
 /// What the kernel says: the lower file systems must have id-mapped mounts (Linux 5.19 for overlayfs on them).
 pub(crate) fn overlay(point: &Path, flags: MountFlags, options: &[&str], users: &OwnedFd) -> io::Result<()> {
     let made = std::thread::scope(|scope| {
-        let thread = scope.spawn(|| mapped_overlay(point, flags, options, users));
+        let mounted = || mapped_overlay(point, flags, options, users);
+        let thread = std::thread::Builder::new().spawn_scoped(scope, mounted)?;
         thread.join().unwrap_or_else(|_| Err(io::Error::other("the mounting thread panicked")))
     })?;
     Ok(move_mount(&made, "", CWD, point, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?)

@@ -54,6 +54,7 @@ cases![
     oom_events_of_the_container_are_passed_on,
     oom_kill_is_told_before_the_exit_where_the_guest_tells_of_it_late,
     sigkill_does_not_cost_the_vm_where_only_the_output_is_read_slowly,
+    h12_output_without_an_end_does_not_keep_a_killed_container,
     layers_of_a_container_that_joins_are_a_disk_that_leaves_with_it,
     disk_that_the_guest_does_not_take_is_taken_back,
     containers_of_a_pod_come_and_go_in_one_vm,
@@ -412,16 +413,16 @@ async fn sigkill_does_not_cost_the_vm_where_only_the_output_is_read_slowly(host:
     let flags = rustix::fs::OFlags::RDONLY | rustix::fs::OFlags::NONBLOCK;
     let reader = rustix::fs::open(&stdout, flags, rustix::fs::Mode::empty()).unwrap();
     let stdio = StdioRequest { stdout, ..StdioRequest::default() };
-    let vmm = host.create_with(&["print", "300"], stdio, OnExit::Wait).await.unwrap();
+    let vmm = host.create_with(&["print", "40"], stdio, OnExit::Wait).await.unwrap();
     host.sandbox.start(init()).await.unwrap();
-    while rustix::io::ioctl_fionread(&reader).unwrap() < 32 << 10 {
+    while rustix::io::ioctl_fionread(&reader).unwrap() < 40 << 10 {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     host.sandbox.signal(init(), 9, Reach::Process).await.unwrap();
     let mut bytes = 0;
-    let (begin, mut buffer) = (Instant::now(), vec![0; 16 << 10]);
-    while bytes < 300 << 10 {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+    let (begin, mut buffer) = (Instant::now(), vec![0; 4 << 10]);
+    while bytes < 40 << 10 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
         match rustix::io::read(&reader, &mut buffer[..]) {
             Ok(count) => bytes += count,
             Err(error) => assert_eq!(error, rustix::io::Errno::AGAIN),
@@ -431,6 +432,21 @@ async fn sigkill_does_not_cost_the_vm_where_only_the_output_is_read_slowly(host:
     assert!(begin.elapsed() > Duration::from_secs(1), "longer than a guest has to obey");
     assert_eq!(host.sandbox.wait(init()).await.unwrap().failure, None);
     assert!(std::path::Path::new(&format!("/proc/{vmm}")).exists());
+    host.sandbox.delete(init()).await.unwrap();
+    host
+}
+
+async fn h12_output_without_an_end_does_not_keep_a_killed_container(host: Host) -> Host {
+    let mut host = host.impatient();
+    let (stdout, reader) = host.output("out");
+    let stdio = StdioRequest { stdout, ..StdioRequest::default() };
+    let vmm = host.create_with(&["endless"], stdio, OnExit::Wait).await.unwrap();
+    host.sandbox.start(init()).await.unwrap();
+    host.sandbox.signal(init(), 9, Reach::Process).await.unwrap();
+    assert_eq!(host.sandbox.wait(init()).await.unwrap().failure, None);
+    assert!(std::path::Path::new(&format!("/proc/{vmm}")).exists(), "others may be in the VM");
+    // containerd's client waits for the end of the FIFO before it deletes.
+    tokio::task::spawn_blocking(|| reader.join().unwrap()).await.unwrap();
     host.sandbox.delete(init()).await.unwrap();
     host
 }

@@ -7,6 +7,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener as StdListener, UnixStream as StdStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::stream::{self, StreamExt};
@@ -232,6 +233,16 @@ impl Guest {
                 0
             }
             ["oom-killed"] => 137,
+            ["endless"] => {
+                // Somebody else has the stream, and writes on.
+                let mut stdout = stdout.take().unwrap();
+                tokio::spawn(async move {
+                    while stdout.write_all(b"more\n").await.is_ok() {
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                    }
+                });
+                0
+            }
             ["panic"] => {
                 let mut serial = self.serial.lock().unwrap().take().unwrap();
                 serial.write_all(b"[    9.9] Kernel panic - not syncing: Fatal exception\r\n").unwrap();

@@ -43,6 +43,9 @@ const SILENCE: Duration = Duration::from_secs(4 * 60);
 /// Machines that so many containers may use up.
 const TRIES: u32 = 5;
 
+/// Machines of a whole run that may hang without a trace of the emulator's.
+const MAX_HANGS: usize = 2;
+
 /// The hidden half, where KVM works.
 #[derive(Args)]
 pub(crate) struct Inside {
@@ -76,20 +79,37 @@ pub(super) fn run(project: &Project, place: Place, options: &Options) -> Result<
     step("stress: build", || programs::stress(project))?;
     super::critest::images(project, place)?;
     let most = if place == Place::Emulated { EMULATED } else { options.containers };
-    let (mut holds, mut done) = (true, 0);
+    let (mut holds, mut done, mut replaced) = (true, 0, Replaced::default());
     while done < options.containers {
         let share = most.min(options.containers - done);
-        let found = on_a_machine(project, place, share, options.concurrency)?;
+        let found = on_a_machine(project, place, (share, options.concurrency), &mut replaced)?;
         print!("{}", table(&found));
         holds &= found.failures.is_empty() && found.left.is_empty();
         done += share;
         println!("  {done} of {} containers", options.containers);
     }
+    for cause in replaced.faults.iter().chain(&replaced.hangs) {
+        println!("  another machine was taken: {cause}");
+    }
     Ok(holds)
 }
 
-/// Runs a share on a machine of its own. One that is at fault itself is replaced, and what was seen there is not told.
-fn on_a_machine(project: &Project, place: Place, containers: u32, concurrency: u32) -> Result<Found> {
+/// Machines that others took the place of, by the cause.
+#[derive(Default)]
+struct Replaced {
+    /// With a trace of the emulator's.
+    faults: Vec<String>,
+    /// Without one: a defect of nacre's would look the same, so there must not be many.
+    hangs: Vec<String>,
+}
+
+/// Runs a share on a machine of its own. One that is at fault itself is replaced, and what was seen there does not count.
+fn on_a_machine(
+    project: &Project,
+    place: Place,
+    (containers, concurrency): (u32, u32),
+    replaced: &mut Replaced,
+) -> Result<Found> {
     let dir = programs::directory(project);
     let own = std::env::current_exe().context("cannot tell where xtask is")?;
     let words = [
@@ -106,14 +126,16 @@ fn on_a_machine(project: &Project, place: Place, containers: u32, concurrency: u
         let _ = fs::remove_file(result(&dir));
         match step("stress", || lab::execute(project, place, &job, &mut lab::forward)) {
             Ok(0) => {}
-            Ok(lab::TIMED_OUT) if place == Place::Emulated => {
-                eprintln!("    another machine goes on");
+            Ok(lab::TIMED_OUT) if place == Place::Emulated && replaced.hangs.len() < MAX_HANGS => {
+                eprintln!("    it hangs: another machine goes on");
+                replaced.hangs.push("it hung".to_owned());
                 continue;
             }
             Ok(status) => bail!("the stress run ended with status {status}"),
             // On a machine that is not emulated this program is the other half's parent, and would have its status.
             Err(error) if place == Place::Emulated => {
                 eprintln!("    {error:#}\n    another machine goes on");
+                replaced.faults.push("it ended by itself".to_owned());
                 continue;
             }
             Err(error) => return Err(error),
@@ -123,7 +145,9 @@ fn on_a_machine(project: &Project, place: Place, containers: u32, concurrency: u
         if place == Place::Direct || found.emulator.is_empty() {
             return Ok(found);
         }
-        eprintln!("    {}: another machine goes on", found.emulator.join(", "));
+        let faults = found.emulator.join(", ");
+        eprintln!("    {faults}: another machine goes on");
+        replaced.faults.push(format!("{faults}; {} failures", found.failures.len()));
     }
     bail!("{TRIES} machines ended by faults of their own")
 }

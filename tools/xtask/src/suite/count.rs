@@ -12,8 +12,9 @@ pub(super) struct Count {
 }
 
 impl Count {
-    pub(super) fn of_passed(tests: usize) -> Self {
-        Self { passed: u32::try_from(tests).unwrap_or(u32::MAX), ..Self::default() }
+    pub(super) fn of(passed: usize, failed: usize) -> Self {
+        let number = |tests: usize| u32::try_from(tests).unwrap_or(u32::MAX);
+        Self { passed: number(passed), failed: number(failed), again: 0 }
     }
 
     /// So many of those that failed have passed when they ran again.

@@ -108,21 +108,17 @@ fn on_machines(project: &Project, place: Place, tests: &Tests<'_>, hands: &[Vec<
 /// runs those that have not passed yet, and where a test or two fail on one, they run again on another, several times, and are told.
 fn on_machine(project: &Project, place: Place, tests: &Tests<'_>, names: &[String]) -> Result<Count> {
     let (mut seen, mut machines) = (Seen::default(), 1);
-    loop {
-        let left: Vec<String> = names.iter().filter(|name| !seen.passed.contains(*name)).cloned().collect();
-        let mut count = Count::of_passed(seen.passed.len());
+    let mut count = loop {
+        let left: Vec<String> = names.iter().filter(|name| !seen.has(name)).cloned().collect();
+        let mut count = Count::of(seen.passed.len(), seen.failed.len());
         // No name at all would stand for every test.
         if left.is_empty() {
-            return Ok(count);
+            break count;
         }
-        seen.failed.clear();
         match run_on_machine(project, place, tests, &left, &mut seen) {
             Ok(rest) => {
                 count.add(rest);
-                if place == Place::Emulated && (1..=MAX_AGAIN).contains(&seen.failed.len()) {
-                    again(project, place, tests, &seen, &mut count);
-                }
-                return Ok(count);
+                break count;
             }
             Err(error) if place == Place::Emulated && machines < MACHINES_IN_A_ROW => {
                 machines += 1;
@@ -130,7 +126,11 @@ fn on_machine(project: &Project, place: Place, tests: &Tests<'_>, names: &[Strin
             }
             Err(error) => return Err(error),
         }
+    };
+    if place == Place::Emulated && (1..=MAX_AGAIN).contains(&seen.failed.len()) {
+        again(project, place, tests, &seen, &mut count);
     }
+    Ok(count)
 }
 
 /// Runs tests that failed once more on another machine. Only those that then pass every time count as passed.
@@ -167,6 +167,10 @@ struct Seen {
 }
 
 impl Seen {
+    fn has(&self, name: &String) -> bool {
+        self.passed.contains(name) || self.failed.contains(name)
+    }
+
     /// Reads libtest's lines `test NAME ... ok` and `test NAME ... FAILED`, and those of panics.
     fn read(&mut self, lines: &str) {
         for line in lines.lines() {
@@ -292,6 +296,7 @@ mod tests {
         );
         assert_eq!(seen.passed, ["run::a", "run::c"]);
         assert_eq!(seen.failed, ["run::b"]);
+        assert!(seen.has(&"run::b".to_owned()) && !seen.has(&"run::d".to_owned()));
     }
 
     #[test]
