@@ -34,14 +34,14 @@ const LIMIT_EACH: Duration = Duration::from_secs(30);
 /// Starting and ending of the machine and of what is needed there.
 const EXTRA: Duration = Duration::from_secs(15 * 60);
 
-/// Containers of one emulated machine: each of them has a chance of about one in 150 to meet a fault of the emulator's.
-const EMULATED: u32 = 50;
+/// Containers of one emulated machine: each of them has a chance of one in 50 to 150 to meet a fault of the emulator's.
+const EMULATED: u32 = 25;
 
 /// Longest time without ten more containers: the machine itself hangs.
 const SILENCE: Duration = Duration::from_secs(4 * 60);
 
 /// Machines that so many containers may use up.
-const TRIES: u32 = 5;
+const TRIES: u32 = 8;
 
 /// Machines of a whole run that may hang without a trace of the emulator's.
 const MAX_HANGS: usize = 2;
