@@ -124,11 +124,13 @@ fn measure_part(project: &Project, place: Place, own: &Path, part: Part, results
     let words = [&["sh", "-c", &script, "sh"], &inside[..]].concat();
     let job = Job { kind: part.kind(), silence: Some(part.silence()), ..Job::new(words) }.timeout(LIMIT);
     for _ in 0..TRIES {
-        match lab::execute(project, place, &job, &mut lab::forward)? {
-            0 => return Ok(()),
-            // No machine stands in for one whose processor is real.
-            lab::TIMED_OUT if place == Place::Emulated => eprintln!("    another machine goes on"),
-            status => bail!("measuring {} ended with status {status}", part.name()),
+        // No machine stands in for one whose processor is real.
+        match lab::execute(project, place, &job, &mut lab::forward) {
+            Ok(0) => return Ok(()),
+            Ok(lab::TIMED_OUT) if place == Place::Emulated => eprintln!("    another machine goes on"),
+            Ok(status) => bail!("measuring {} ended with status {status}", part.name()),
+            Err(error) if place == Place::Emulated => eprintln!("    {error:#}\n    another machine goes on"),
+            Err(error) => return Err(error),
         }
     }
     bail!("{TRIES} machines hung or lost a VM while they measured {}", part.name())
