@@ -20,6 +20,7 @@
 //! does not wait: what is in the FIFO then stays there until somebody has come back and taken it, or the process is deleted.
 
 mod copy;
+mod drain;
 mod guest_stream;
 mod json_lines;
 mod logger;
@@ -32,7 +33,6 @@ use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use nacre_protocol::stream::Token;
 use tokio::io::Interest;
@@ -41,17 +41,16 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 pub use copy::Progress;
+pub use drain::{Drain, STALL};
 pub use guest_stream::Dialer;
 pub use logger::LogSource;
 pub use target::{Target, TargetError};
 
 use crate::agent::Stdio;
 use crate::sys;
+use drain::{Running, Told};
 use json_lines::JsonLines;
 use logger::Logger;
-
-/// How long nothing may move before an exit is reported although a stream has not ended.
-pub const STALL: Duration = Duration::from_secs(2);
 
 /// Size of the caller's output FIFOs: fewer wake-ups for the same bytes. Best effort.
 const FIFO_BYTES: usize = 256 * 1024;
@@ -134,22 +133,6 @@ pub struct Streams {
     redirects: Vec<(&'static str, oneshot::Sender<Option<Sink>>)>,
     progress: Arc<Progress>,
     logger: Option<Logger>,
-}
-
-/// An output that is copied.
-#[derive(Debug)]
-struct Running {
-    task: JoinHandle<()>,
-    /// The guest's stream has ended: what is left is in the reader's hands.
-    ended: Arc<AtomicBool>,
-    /// Ready when there is nothing more to wait for: all is taken, or the reader has left.
-    done: oneshot::Receiver<()>,
-}
-
-/// What a task tells of its output.
-struct Told {
-    ended: Arc<AtomicBool>,
-    done: oneshot::Sender<()>,
 }
 
 /// A process's stdin on the host's side.
@@ -490,48 +473,6 @@ impl Streams {
 impl Drop for Streams {
     fn drop(&mut self) {
         self.abort();
-    }
-}
-
-/// Outputs that run until their end.
-#[derive(Debug, Default)]
-pub struct Drain {
-    outputs: Vec<Running>,
-    held: Vec<Running>,
-    progress: Arc<Progress>,
-}
-
-impl Drain {
-    /// Waits for the end of every output, as long as something moves; returns the outputs that still run, and those whose
-    /// reader has left. After `cut`, those are given up that the guest has not ended.
-    pub async fn wait(mut self, cut: impl Future<Output = ()>) -> Self {
-        let mut cut = std::pin::pin!(cut);
-        let (mut seen, mut is_cut) = (self.progress.bytes(), false);
-        while let Some(output) = self.outputs.last_mut() {
-            let done = tokio::select! {
-                done = tokio::time::timeout(STALL, &mut output.done) => done,
-                () = &mut cut, if !is_cut => {
-                    is_cut = true;
-                    let endless = self.outputs.extract_if(.., |output| !output.ended.load(Ordering::Relaxed));
-                    endless.for_each(|output| output.task.abort());
-                    continue;
-                }
-            };
-            match done {
-                Ok(Ok(())) => self.held.extend(self.outputs.pop()),
-                // The task has ended.
-                Ok(Err(_)) => drop(self.outputs.pop()),
-                Err(_) if self.progress.bytes() == seen => break,
-                Err(_) => seen = self.progress.bytes(),
-            }
-        }
-        self
-    }
-}
-
-impl Drop for Drain {
-    fn drop(&mut self) {
-        self.outputs.iter().chain(&self.held).for_each(|output| output.task.abort());
     }
 }
 

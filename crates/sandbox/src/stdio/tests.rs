@@ -3,6 +3,7 @@ use nacre_protocol::stream::{HELLO_LEN, TOKEN_LEN};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::Duration;
 
 /// The VMM's and the agent's side of the stream socket: hands out connections by their tokens.
 struct Guest {
@@ -235,12 +236,9 @@ async fn stdin_closed_before_the_start_ends_with_it() {
     assert_eq!(rest.unwrap(), b"");
 }
 
-#[tokio::test]
-async fn both_streams_share_one_json_file() {
-    let dir = tempfile::tempdir().unwrap();
-    let (mut guest, dialer) = Guest::new(dir.path());
-    let log = dir.path().join("log");
-    let uri = format!("json-file://{}", log.display());
+/// Lets a guest write a line to each stream, both of which go to one place.
+async fn write_both(dir: &Path, uri: String) {
+    let (mut guest, dialer) = Guest::new(dir);
     let request = StdioRequest { stdout: uri.clone(), stderr: uri, ..StdioRequest::default() };
     let opened = open(&request, SOURCE).await.unwrap();
     let names = opened.for_agent(None);
@@ -251,6 +249,13 @@ async fn both_streams_share_one_json_file() {
     });
     streams.take_drain().wait(std::future::pending()).await;
     writer.join().unwrap();
+}
+
+#[tokio::test]
+async fn both_streams_share_one_json_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("log");
+    write_both(dir.path(), format!("json-file://{}", log.display())).await;
     let mut lines: Vec<_> = std::fs::read_to_string(log).unwrap().lines().map(str::to_owned).collect();
     lines.sort();
     assert!(lines[0].contains(r#""log":"err\n","stream":"stderr""#), "{lines:?}");
@@ -260,19 +265,8 @@ async fn both_streams_share_one_json_file() {
 #[tokio::test]
 async fn file_gets_the_output_and_the_directories_that_it_lacks() {
     let dir = tempfile::tempdir().unwrap();
-    let (mut guest, dialer) = Guest::new(dir.path());
     let log = dir.path().join("not/there/yet/log");
-    let uri = format!("file://{}", log.display());
-    let request = StdioRequest { stdout: uri.clone(), stderr: uri, ..StdioRequest::default() };
-    let opened = open(&request, SOURCE).await.unwrap();
-    let names = opened.for_agent(None);
-    let mut streams = opened.connect(&dialer);
-    let writer = std::thread::spawn(move || {
-        guest.stream(&names.stdout).write_all(b"out\n").unwrap();
-        guest.stream(&names.stderr).write_all(b"err\n").unwrap();
-    });
-    streams.take_drain().wait(std::future::pending()).await;
-    writer.join().unwrap();
+    write_both(dir.path(), format!("file://{}", log.display())).await;
     let text = std::fs::read_to_string(log).unwrap();
     assert!(text == "out\nerr\n" || text == "err\nout\n", "{text:?}");
 }
